@@ -1,0 +1,1 @@
+"""The operator that runs tarmill jobs on Kubernetes."""

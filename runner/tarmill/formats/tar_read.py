@@ -1,0 +1,403 @@
+"""Samples out of a shard: one hot loop for plain members, with the complete `MemberReader` behind it.
+
+What is plain is decided by comparing the fixed part of a header (type flag to its end) with those understood before:
+regular files of ustar, GNU or v7 headers without a prefix, and pax headers that hold nothing but an mtime, as
+webdataset's writer puts before every member. Everything else, and everything that looks wrong, goes through
+`tar_members`, which either reads it or says what is the matter. Each header's checksum is verified on both paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+
+from isal.isal_zlib import adler32
+
+from tarmill.errors import FormatError, LimitError, SampleError
+from tarmill.formats.keys import key_function
+from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
+from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK, parse_header, parse_number
+from tarmill.formats.tar_members import END_MARK, Member, MemberReader
+from tarmill.formats.tar_window import RawInput, Window
+
+_NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
+_MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
+_MAX_CACHED = 4096
+
+
+def iter_samples(
+    raw: RawInput,
+    shard: str,
+    options: ReadOptions | None = None,
+    tally: Tally | None = None,
+    reopen: Callable[[], RawInput] | None = None,
+) -> Iterator[Record]:
+    """Read the samples of one (decompressed) shard in order, in one pass and bounded memory.
+
+    Args:
+        raw: the stream; consumed, not closed. Passed over by seeks where contents are not wanted and it can seek.
+        shard: goes into each record as `__url__` and into errors.
+        options: what to load, which key function, what to do about bad samples.
+        tally: counts, complete when the iterator ends or raises.
+        reopen: gives the shard's stream from its start once more; only hard links need it.
+
+    Raises:
+        FormatError: under `on_error="fail"`, at the first thing that is wrong with the shard.
+    """
+    return _SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
+
+
+def iter_members(
+    raw: RawInput,
+    shard: str,
+    options: ReadOptions | None = None,
+    reopen: Callable[[], RawInput] | None = None,
+) -> Iterator[tuple[Member, bytes | None]]:
+    """List every member of a shard in order, of any kind, with its contents where it has some (complete slow path).
+
+    Raises:
+        FormatError: at the first thing that is wrong.
+    """
+    members = MemberReader(Window(raw), shard, (options or ReadOptions()).max_member_bytes, reopen)
+    while (member := members.next()) is not None:
+        if member.kind in ("file", "sparse", "hardlink"):
+            yield member, members.read_data(member)
+        elif member.kind != END_MARK:
+            members.skip_data(member)
+            yield member, None
+
+
+class _Tail(Enum):
+    """What the fixed part of a header stands for."""
+
+    FILE = auto()
+    PAX = auto()
+    OTHER = auto()
+
+
+class _Expected(dict[bytes, int]):
+    """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
+
+    The low half of adler32 is 1 + the sum of the bytes (modulo 65521, which 148 bytes cannot reach).
+    """
+
+    def __init__(self, tail: bytes) -> None:
+        super().__init__()
+        self.rest = sum(tail) + 8 * 32 - 1
+
+    def __missing__(self, text: bytes) -> int:
+        if len(self) > _MAX_CACHED:
+            self.clear()
+        self[text] = expected = parse_number(text) - self.rest
+        return expected
+
+
+class _Sizes(dict[bytes, int]):
+    """Size field, all 12 bytes -> size, for sizes that the hot loop may take; `ValueError` for any other."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def __missing__(self, text: bytes) -> int:
+        size = parse_number(text)
+        if not 0 <= size <= self.limit:
+            raise ValueError(f"{size} bytes are for the slow path")
+        if len(self) > _MAX_CACHED:
+            self.clear()
+        self[text] = size
+        return size
+
+
+class _SampleReader:
+    """State of one pass over a shard: `run` is the hot loop, the other methods are what it does seldom."""
+
+    def __init__(
+        self, raw: RawInput, shard: str, options: ReadOptions, tally: Tally, reopen: Callable[[], RawInput] | None
+    ) -> None:
+        self.shard = shard
+        self.options = options
+        self.tally = tally
+        self.window = Window(raw)
+        self.members = MemberReader(self.window, shard, options.max_member_bytes, reopen)
+        self.split = key_function(options.key_function)
+        self.policy = OnError(options.on_error)
+        self.fast = options.fast and options.key_function == "base_plus_ext"
+        self.tails: dict[bytes, tuple[_Tail, _Expected]] = {}
+        self.wanted: dict[bytes, str] = {}
+        """What stands behind the key's dot in a name field, NUL padding included -> the field, where it is loaded."""
+        self.unwanted: dict[bytes, str] = {}
+        """The same for fields that are passed over."""
+        self.seen: dict[int, str] = {}
+        """Hash of each key so far -> its first field: tells doubled keys from interleaved samples."""
+        self.again: str | None = None
+        """First field of an earlier sample with the key of the one in progress."""
+        self.fault: FormatError | None = None
+        """What is wrong with the sample in progress."""
+        self.stopped = False
+
+    def run(self) -> Iterator[Record]:
+        """Yield the samples; counts are in the tally when the loop leaves, however it leaves."""
+        tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
+        buffer, view = window.buffer, window.view
+        tails, wanted, unwanted, seen = self.tails, self.wanted, self.unwanted, self.seen
+        size_of = _Sizes(min(self.options.max_member_bytes, window.size // 2))
+        tail, expected = b"-", _Expected(b"")
+        stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
+        record: Record | None = None
+        odd = False  # whether the sample in progress needs a second look
+        members = samples = 0
+        try:
+            while True:
+                field: str | None = None
+                body: bytes | int | None = None
+                if have - pos < BLOCK:
+                    window.pos = pos
+                    window.ensure(BLOCK)
+                    pos, have = window.pos, window.have
+                    mark = buffer[pos + 156 : pos + BLOCK] if have - pos >= BLOCK else b""
+                else:
+                    mark = buffer[pos + 156 : pos + BLOCK]
+                if mark != tail and mark:
+                    kind, sums = tails.get(mark) or self._learn(buffer[pos : pos + BLOCK])
+                    if kind is _Tail.FILE:
+                        tail, expected = mark, sums
+                    elif kind is _Tail.PAX and self._is_trivial_pax(pos, sums):
+                        pos += 2 * BLOCK
+                        continue
+                try:
+                    if (
+                        mark == tail
+                        and adler32(view[pos : pos + 148]) & 0xFFFF == expected[buffer[pos + 148 : pos + 156]]
+                    ):
+                        size = size_of[buffer[pos + 124 : pos + 136]]
+                        after = (pos + 1023 + size) & ~511
+                        if buffer[pos : pos + stem_length] == stem:
+                            fresh = False
+                            name = buffer[pos + stem_length : pos + 100]
+                        else:
+                            fresh = True
+                            name = buffer[pos : pos + 100]
+                            slash = name.rfind(b"/") + 1
+                            dot = name.find(b".", slash)
+                            new_key = name[:dot].decode()
+                            if dot <= slash or new_key[:2] == "__" or "\0" in new_key:
+                                raise ValueError("for the key function to decide")
+                            new_stem = name[: dot + 1]
+                            name = name[dot + 1 :]
+                        field = wanted.get(name)
+                        if field is not None:
+                            if after > have:
+                                window.pos = pos
+                                complete = window.ensure(after - pos)
+                                pos, have = window.pos, window.have
+                                if complete:
+                                    continue
+                                field = None
+                            elif fresh:
+                                body = buffer[pos + BLOCK : pos + BLOCK + size]
+                                pos = after
+                            elif field not in record:  # type: ignore[operator]  # a stem is only set with a record
+                                record[field] = buffer[pos + BLOCK : pos + BLOCK + size]  # type: ignore[index]
+                                pos = after
+                                members += 1
+                                continue
+                            else:
+                                field = None
+                        elif (field := unwanted.get(name)) is not None:
+                            body = size if sizes else None
+                            if after <= have:
+                                pos = after
+                            else:
+                                window.pos = pos + BLOCK
+                                self.members.skip_data(Member(name, "file", size, size, window.base + pos))
+                                pos, have = window.pos, window.have
+                except ValueError:
+                    field = None
+                if field is None:
+                    window.pos = pos
+                    block_name = window.peek(100)
+                    member = self.members.next()
+                    if member is None or member.kind == END_MARK:
+                        if record is not None:
+                            samples += 1
+                            if not odd or self._settle(record):
+                                yield record
+                            record, stem, stem_length = None, _NO_STEM, 1
+                        if member is None or (member := self.members.next()) is None:
+                            return
+                        block_name = b""
+                    if self.members.global_pax:
+                        tails.clear()
+                        tail = b"-"
+                    pair = self._split(member)
+                    if pair is None:
+                        pos, have = window.pos, window.have
+                        continue
+                    new_key, field = pair
+                    fresh = record is None or new_key != key
+                    if fresh and record is not None:  # before the new sample may raise: what is complete is handed on
+                        samples += 1
+                        if not odd or self._settle(record):
+                            yield record
+                        record = None
+                    new_stem = self._remember(block_name, member, new_key, field)
+                    if fresh:
+                        self.fault, odd = None, self.stopped
+                    body, fine = self._read(member, new_key, field)
+                    odd = odd or not fine
+                    pos, have = window.pos, window.have
+                members += 1
+                if fresh:
+                    if record is not None:
+                        samples += 1
+                        if not odd or self._settle(record):
+                            yield record
+                        self.fault, odd = None, self.stopped
+                    key, stem, stem_length = new_key, new_stem, len(new_stem)
+                    name_hash = hash(key)
+                    if name_hash in seen:
+                        odd, self.again = True, seen[name_hash]
+                    else:
+                        seen[name_hash] = field
+                    record = {"__key__": key, "__url__": shard, "key": key}
+                elif field in record and record[field] is not key:  # type: ignore[operator,index]
+                    odd = True
+                    self._doubled(key, field)
+                if body is not None:
+                    record[field] = body  # type: ignore[index]
+        except FormatError as error:
+            if self.policy is OnError.FAIL:
+                raise
+            tally.lose_rest(shard, error)
+            if record is not None:
+                samples += 1
+                self.fault = self.fault or error
+                if self._settle(record):
+                    yield record
+        finally:
+            tally.members += members
+            tally.samples += samples
+
+    def _learn(self, block: bytes) -> tuple[_Tail, _Expected]:
+        """Find out what the fixed part of this header stands for, and remember it."""
+        tail = block[156:]
+        kind = _Tail.OTHER
+        if self.fast and not self.members.global_pax and block != ZERO_BLOCK:
+            try:
+                header = parse_header(block)
+            except ValueError:
+                return kind, _Expected(tail)  # the slow path will say what is the matter
+            if header.kind == "pax":
+                kind = _Tail.PAX
+            elif header.kind == "file" and header.name == block[:100].partition(b"\0")[0]:
+                kind = _Tail.FILE
+        if len(self.tails) > _MAX_CACHED:
+            self.tails.clear()
+        self.tails[tail] = known = (kind, _Expected(tail))
+        return known
+
+    def _is_trivial_pax(self, pos: int, expected: _Expected) -> bool:
+        """Tell whether the header at `pos` is a pax header with one record, the mtime, and wholly in the window."""
+        buffer = self.window.buffer
+        try:
+            size = int(buffer[pos + 124 : pos + 135], 8)
+            good = adler32(buffer[pos : pos + 148]) & 0xFFFF == expected[buffer[pos + 148 : pos + 156]]
+        except ValueError:
+            return False
+        start = pos + BLOCK
+        return (
+            good
+            and start + 2 * BLOCK <= self.window.have
+            and buffer[start + BLOCK] != 0
+            and size in _MTIME_ONLY
+            and buffer[start : start + size].startswith(_MTIME_ONLY[size])
+            and buffer[start + size - 1] == 10
+            and not self.members.global_pax
+        )
+
+    def _split(self, member: Member) -> tuple[str, str] | None:
+        """Find key and field of a member that the slow path found; None, and passed over, when it is in no sample."""
+        readable = member.kind in ("file", "sparse", "hardlink")
+        if readable and (pair := self.split(member.text)) is not None:
+            return pair
+        self.tally.skipped["no-extension" if readable else member.kind] += 1
+        self.members.skip_data(member)
+        return None
+
+    def _read(self, member: Member, key: str, field: str) -> tuple[bytes | int | None, bool]:
+        """Read what is wanted of a member, and tell whether nothing was wrong with it."""
+        try:
+            if field in ("__key__", "__url__"):
+                self.members.skip_data(member)
+                self._fault(key, f"the field name {field!r} is reserved", "reserved-field")
+                return None, False
+            if self.options.load is None or field in self.options.load:
+                return self.members.read_data(member), True
+        except (LimitError, SampleError) as error:
+            if self.policy is OnError.FAIL:
+                raise
+            self.fault = self.fault or error
+            return None, False
+        self.members.skip_data(member)
+        return member.size_bytes if self.options.sizes else None, True
+
+    def _remember(self, block_name: bytes, member: Member, key: str, field: str) -> bytes:
+        """Let the hot loop know the field, where its name stands plainly in the header; give the stem of the key."""
+        if not self.fast:
+            return _NO_STEM
+        stem = key.encode("utf-8", "surrogateescape") + b"."
+        if block_name.partition(b"\0")[0] == member.name and field not in ("key", "__key__", "__url__"):
+            names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
+            if len(names) > _MAX_CACHED:
+                names.clear()
+            names[block_name[len(stem) :]] = field
+        return stem
+
+    def _doubled(self, key: str, field: str) -> None:
+        self._fault(key, f"field {field!r} comes twice; expected each field once in a sample", "duplicate-field")
+
+    def _fault(self, key: str, fact: str, reason: str) -> None:
+        """Note what is wrong with the sample in progress, or raise it at once where that is the policy."""
+        error = SampleError(
+            f"{self.shard}, before byte {self.window.offset}, sample {key!r}: {fact}; write the shard again, or choose "
+            "what to do with --on-error skip, stop or ignore",
+            shard=self.shard,
+            key=key,
+            member=key,
+            offset=self.window.offset,
+            reason=reason,
+        )
+        if self.policy is OnError.FAIL:
+            raise error
+        self.fault = self.fault or error
+
+    def _settle(self, record: Record) -> bool:
+        """Decide about a sample that is not plainly good; count it, and tell whether it is handed on."""
+        key = record["__key__"]
+        if self.again is not None and self.fault is None:
+            self._compare_with_earlier(record, self.again)
+        self.again = None
+        if self.stopped:
+            self.tally.dropped["after-stop"] += 1
+            return False
+        if self.fault is None:
+            return True
+        if self.policy is OnError.IGNORE and len(record) > 3:
+            self.tally.keep(self.shard, key, self.fault)
+            return True
+        self.tally.reject(self.shard, key, self.fault)
+        self.stopped = self.policy is OnError.STOP
+        return False
+
+    def _compare_with_earlier(self, record: Record, first_field: str) -> None:
+        """Tell a doubled key, whose fields come again, from a sample whose members are not adjacent."""
+        if first_field in record or (self.options.load is not None and not self.options.sizes):
+            self.tally.duplicate_keys += 1
+            return
+        here = ", ".join(repr(name) for name in record if name not in ("__key__", "__url__", "key"))
+        fact = (
+            f"its members are not adjacent ({first_field!r} came before, {here} after other samples); expected all "
+            "members of a sample in a row, as `tar --sort=name` gives"
+        )
+        self._fault(record["__key__"], fact, "interleaved")

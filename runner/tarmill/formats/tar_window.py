@@ -1,0 +1,109 @@
+"""A page-aligned window that slides over a raw input: where all bytes of a tar reader come from.
+
+Fresh memory costs several times the copy itself, and a buffer 16 bytes past a page start costs five times: so one
+anonymous mmap, refilled in place, serves the whole shard. The hot loop of `tar_read` works on `buffer`, `pos` and
+`have` directly; everything else uses the methods.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Protocol
+
+WINDOW_BYTES = 1 << 20
+_SHORT_FILL = 8 << 10
+
+
+class RawInput(Protocol):
+    """What a reader needs of an input: `io.RawIOBase.readinto`."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the start of `buffer`; the number of bytes, 0 at the end."""
+
+
+class Window:
+    """`buffer[pos:have]` are the unread bytes of the stream; `base` is the stream's offset of `buffer[0]`."""
+
+    def __init__(self, raw: RawInput, size_bytes: int = WINDOW_BYTES) -> None:
+        self.raw = raw
+        self.size = size_bytes
+        self.buffer = mmap.mmap(-1, size_bytes)
+        self.view = memoryview(self.buffer)
+        self.pos = 0
+        self.have = 0
+        self.base = 0
+        self.at_end = False
+        self._fill = size_bytes
+        seekable = getattr(raw, "seekable", None)
+        self._seek = getattr(raw, "seek", None) if seekable is not None and seekable() else None
+
+    @property
+    def offset(self) -> int:
+        """Offset in the (decompressed) stream of the next unread byte."""
+        return self.base + self.pos
+
+    def ensure(self, want: int) -> bool:
+        """Have at least `want` unread bytes in the window (at most its size); False when the stream ends before."""
+        if self.have - self.pos >= want:
+            return True
+        rest = self.have - self.pos
+        view = self.view
+        view[:rest] = view[self.pos : self.have]
+        self.base += self.pos
+        self.pos, self.have = 0, rest
+        goal = min(self.size, max(want, self._fill))
+        self._fill = min(self.size, self._fill * 4)
+        while self.have < goal and not self.at_end:
+            count = self.raw.readinto(view[self.have : max(goal, want)])
+            if not count:
+                self.at_end = True
+            else:
+                self.have += count
+        return self.have >= want
+
+    def peek(self, count: int) -> bytes:
+        """Copy the next `count` bytes without consuming them; fewer at the end of the stream."""
+        self.ensure(count)
+        return self.buffer[self.pos : min(self.pos + count, self.have)]
+
+    def take(self, count: int) -> bytes:
+        """Consume `count` bytes and hand them over as one object; fewer at the end of the stream.
+
+        Larger pieces than the window are read straight into pieces of at most 16 MiB, so that a size field that lies
+        costs no more memory than there are bytes.
+        """
+        if count <= self.size // 2:
+            data = self.peek(count)
+            self.pos += len(data)
+            return data
+        pieces = [self.buffer[self.pos : min(self.pos + count, self.have)]]
+        got = len(pieces[0])
+        self.pos += got
+        while got < count and self.ensure(1):
+            piece = self.buffer[self.pos : min(self.pos + count - got, self.have)]
+            pieces.append(piece)
+            self.pos += len(piece)
+            got += len(piece)
+        return b"".join(pieces)
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes, by a seek where the input can; the bytes passed, fewer only where a stream ended.
+
+        A seek may land past the end of a file: then nothing is left to read, which the missing end mark shows.
+        """
+        inside = min(count, self.have - self.pos)
+        self.pos += inside
+        left = count - inside
+        if not left:
+            return count
+        if self._seek is not None and left > _SHORT_FILL:
+            self.base += self.have + left
+            self.pos = self.have = 0
+            self._seek(left, 1)
+            self._fill = _SHORT_FILL  # long skips come in rows: the next read needs little more than a header
+            return count
+        while left and self.ensure(1):
+            step = min(left, self.have - self.pos)
+            self.pos += step
+            left -= step
+        return count - left

@@ -1,0 +1,74 @@
+"""What a URL says without asking anyone: its scheme, its folder, and how to print it without its secrets (pure)."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import quote, unquote
+
+from tarmill.errors import SpecError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@")
+_SECRET_QUERY = re.compile(
+    r"([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*",
+    re.IGNORECASE,
+)
+HIDDEN = "***"
+
+
+def scheme_of(url: str) -> str:
+    """Name the scheme of a URL in lower case: "file" for plain paths, "-" for standard input and output.
+
+    `pipe:` needs no slashes to be recognised, as in WebDataset's notation.
+    """
+    if url == "-":
+        return "-"
+    match = _SCHEME.match(url)
+    if match:
+        return match[1].lower()
+    return "pipe" if url.startswith("pipe:") else "file"
+
+
+def mask(text: str) -> str:
+    """Hide passwords of URLs and signed query values anywhere in a text, for logs, reports and errors.
+
+    The user's name stays (`http://me:***@host/`), since it helps to see which account was refused; a userinfo without
+    a password may be a token and is hidden whole.
+    """
+
+    def hide(match: re.Match[str]) -> str:
+        user, colon, _ = match[2].partition(":")
+        return f"{match[1]}{user}:{HIDDEN}@" if colon else f"{match[1]}{HIDDEN}@"
+
+    return _SECRET_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(hide, text))
+
+
+def local_path(url: str) -> str:
+    """Turn a plain path or a `file://` URL into a path.
+
+    Raises:
+        SpecError: the URL names another host, or nothing.
+    """
+    if not url.lower().startswith("file://"):
+        path = url
+    else:
+        host, slash, rest = url[len("file://") :].partition("/")
+        if host not in ("", "localhost"):
+            raise SpecError(
+                f"{url!r} names the host {host!r}; file URLs reach this machine only: "
+                f"write file:///{host}{slash}{rest} for an absolute path, or the plain path",
+                field="url",
+                value=url,
+            )
+        path = slash + unquote(rest, errors="surrogateescape")
+    if not path or "\0" in path:
+        raise SpecError(f"{url!r} is no path: expected a file name", field="url", value=url)
+    return path
+
+
+def join_url(folder: str, name: str) -> str:
+    """Put a name (may hold slashes) below a folder URL; quoted where the scheme needs it, the query kept in place."""
+    if scheme_of(folder) not in ("http", "https", "file") or (scheme_of(folder) == "file" and "://" not in folder):
+        return f"{folder}{name}" if folder.endswith("/") or not folder else f"{folder}/{name}"
+    path, mark, query = folder.partition("?")
+    return f"{path.rstrip('/')}/{quote(name, errors='surrogateescape')}{mark}{query}"

@@ -1,0 +1,1 @@
+"""Builders, servers and proxies that the tests share."""
