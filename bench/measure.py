@@ -1,0 +1,71 @@
+"""What a command costs: CPU time of its whole process tree, wall time, peak memory of its largest process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REAPER = Path(__file__).with_name("reaper.py")
+
+
+class BenchError(Exception):
+    """A measurement that cannot be trusted: a command failed, or gave the wrong number or bytes of samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One run of one command."""
+
+    cpu_s: float
+    """User and system time of the process, its children and their children, start-up included."""
+    wall_s: float
+    peak_rss_bytes: int
+    """Of the largest process of the tree; pages shared with others count in full."""
+    stdout: bytes
+
+
+def measure(command: Sequence[str], *, stdout: Path | None = None, limit_s: int = 900) -> Cost:
+    """Run a command and wait for every process that it started.
+
+    Args:
+        stdout: where its standard output goes; None returns it.
+
+    Raises:
+        BenchError: it failed, or did not end within `limit_s` seconds.
+    """
+    result_fd, reaper_fd = os.pipe()
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as kept:
+        out = stdout.open("wb") if stdout else kept
+        try:
+            subprocess.run(
+                [sys.executable, "-I", "-S", str(REAPER), str(reaper_fd), str(limit_s), *command],
+                pass_fds=[reaper_fd],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                check=False,
+            )
+        finally:
+            os.close(reaper_fd)
+            if stdout:
+                out.close()
+        with os.fdopen(result_fd, "rb") as pipe:
+            text = pipe.read()
+        errors.seek(0)
+        kept.seek(0)
+        complaint = errors.read().decode(errors="replace")[-4000:]
+        shown = " ".join(command[:6]) + (" ..." if len(command) > 6 else "")
+        if not text:
+            raise BenchError(f"could not measure `{shown}`:\n{complaint}")
+        told = json.loads(text)
+        if told["stopped"]:
+            raise BenchError(f"`{shown}` was not done after {limit_s} s, or left processes behind:\n{complaint}")
+        if told["status"] != 0:
+            raise BenchError(f"`{shown}` ended with status {told['status']}:\n{complaint}")
+        return Cost(told["cpu_s"], told["wall_s"], told["peak_rss_bytes"], kept.read())

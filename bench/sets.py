@@ -1,0 +1,228 @@
+"""The benchmark's data sets: fixed seeds, plain USTAR from a writer of their own, so that no tool judges itself.
+
+images  .jpg of lognormal size around 112 KB, incompressible, and a .cls of a few digits
+text    .txt of about 2 KB that compresses as prose does, and a .json of about 300 bytes
+tiny    .cls of 2 bytes and .id of 16: 99 % of the shard is tar
+
+Each set is a few shards on disk (`base`) and a longer list of names that link to them (`view`): a job over the view is
+long enough for start-up not to swamp it, while the whole data stays near 100 MB. Every tool gets the same names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+Fields = dict[str, bytes]
+
+FORMAT = 3  # raised when the bytes of the sets change: makes the old ones stale
+ONE = "one"
+HALF_MASK = (1 << 128) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a set is at scale 1, where all sets together are about 100 MB on disk."""
+
+    name: str
+    samples: int
+    """In all shards of the base together."""
+    shards: int
+    links: int
+    """How often the view names each shard."""
+
+
+PLANS = {
+    "images": Plan("images", 400, 4, 20),
+    "text": Plan("text", 8_000, 4, 16),
+    "tiny": Plan("tiny", 8_000, 4, 16),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A list of shards to give to a tool, with what it must find in there."""
+
+    name: str
+    """"text", "text.gz", ..."""
+    shards: list[str]
+    pattern: str
+    """The same list in shard notation."""
+    samples: int
+    members: int
+    tar_bytes: int
+    """Size of the shards as they lie on disk (compressed where they are)."""
+    digest: str
+    """Of all samples' keys, fields and contents, whatever their order."""
+    field: str
+    """The small field that an extraction asks for."""
+    largest_sample: int
+
+
+def sample_digest(key: str, fields: Fields) -> int:
+    """Hash one sample; the sum over a data set (modulo 2**128) depends on no order."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in [key.encode(), *(piece for name in sorted(fields) for piece in (name.encode(), fields[name]))]:
+        state.update(b"%d:" % len(part))
+        state.update(part)
+    return int.from_bytes(state.digest(), "big")
+
+
+def shown(total: int) -> str:
+    """Write a sum of sample digests as text."""
+    return f"{total & HALF_MASK:032x}"
+
+
+def make(name: str, scale: float, folder: Path, compressed: bool = False) -> tuple[View, View, View]:
+    """Make a set, or find it made before, and return it in three lengths: base, view, and one single sample.
+
+    Args:
+        scale: multiplies the number of samples on disk.
+        folder: where the sets are kept; the set's own folder is named by everything that decides its bytes.
+    """
+    plan = PLANS[name]
+    samples = max(plan.shards, int(plan.samples * scale))
+    suffix = ".tar.gz" if compressed else ".tar"
+    home = folder / f"{name}-{samples}x{plan.links}-v{FORMAT}{'-gz' if compressed else ''}"
+    stamp = home / "stamp.json"
+    if not stamp.exists():
+        _build(plan, samples, home, suffix)
+    return tuple(View(**facts) for facts in json.loads(stamp.read_text()))  # type: ignore[return-value]
+
+
+def _build(plan: Plan, samples: int, home: Path, suffix: str) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    content = list(_CONTENT[plan.name](samples))
+    base = home / "base"
+    base.mkdir()
+    for index in range(plan.shards):
+        _write(base / f"{plan.name}-{index:06d}{suffix}", content[index :: plan.shards])
+    one = home / ONE
+    one.mkdir()
+    _write(one / f"{plan.name}-000000{suffix}", content[:1])
+    view = home / "view"
+    view.mkdir()
+    for index in range(plan.shards * plan.links):
+        target = Path("..") / "base" / f"{plan.name}-{index % plan.shards:06d}{suffix}"
+        (view / f"{plan.name}-{index:06d}{suffix}").symlink_to(target)
+    views = [
+        _view(plan, base, content, 1, suffix),
+        _view(plan, view, content, plan.links, suffix),
+        _view(plan, one, content[:1], 1, suffix),
+    ]
+    (home / "stamp.json").write_text(json.dumps([asdict(view) for view in views], indent=1))
+
+
+def _view(plan: Plan, folder: Path, content: list[tuple[str, Fields]], links: int, suffix: str) -> View:
+    shards = sorted(folder.iterdir())
+    fields = list(content[0][1])
+    return View(
+        name=plan.name + suffix.removeprefix(".tar"),
+        shards=[str(shard) for shard in shards],
+        pattern=str(folder / f"{plan.name}-{{000000..{len(shards) - 1:06d}}}{suffix}"),
+        samples=len(content) * links,
+        members=len(content) * links * len(fields),
+        tar_bytes=sum(shard.stat().st_size for shard in shards),
+        digest=shown(links * sum(sample_digest(key, fields) for key, fields in content)),
+        field=fields[-1] if plan.name != "tiny" else fields[0],
+        largest_sample=max(sum(map(len, fields.values())) for _, fields in content),
+    )
+
+
+def _images(samples: int) -> Iterator[tuple[str, Fields]]:
+    chance = random.Random("images")
+    for index in range(samples):
+        size = max(2_000, int(chance.lognormvariate(11.5, 0.5)))
+        body = b"\xff\xd8\xff\xe0\0\x10JFIF\0" + chance.randbytes(size) + b"\xff\xd9"
+        yield f"images/{index:08d}", {"jpg": body, "cls": b"%d" % chance.randrange(1000)}
+
+
+def _text(samples: int) -> Iterator[tuple[str, Fields]]:
+    chance = random.Random("text")
+    letters = "etaoinshrdlucmfwypvbgk"
+    weights = range(len(letters), 0, -1)
+    words = ["".join(chance.choices(letters, weights, k=chance.randint(2, 9))) for _ in range(20_000)]
+    cumulative = list(itertools.accumulate(1 / (rank + 8) for rank in range(len(words))))
+    for index in range(samples):
+        prose = " ".join(chance.choices(words, cum_weights=cumulative, k=max(20, int(chance.gauss(350, 90)))))
+        meta = {
+            "url": f"https://example.org/{chance.getrandbits(64):016x}",
+            "lang": chance.choice(["en", "de", "fr", "pl"]),
+            "score": round(chance.random(), 6),
+            "title": " ".join(chance.choices(words, cum_weights=cumulative, k=12)),
+            "sha": f"{chance.getrandbits(256):064x}",
+            "words": prose.count(" ") + 1,
+        }
+        yield f"text/{index:08d}", {"txt": prose.encode(), "json": json.dumps(meta).encode()}
+
+
+def _tiny(samples: int) -> Iterator[tuple[str, Fields]]:
+    chance = random.Random("tiny")
+    for index in range(samples):
+        yield f"{index:08d}", {"cls": b"%02d" % chance.randrange(100), "id": b"%016x" % chance.getrandbits(64)}
+
+
+_CONTENT = {"images": _images, "text": _text, "tiny": _tiny}
+
+
+def _write(path: Path, samples: Iterable[tuple[str, Fields]]) -> None:
+    """Write one shard; a .gz as `gzip -6` would."""
+    with path.open("wb") as out:
+        packer = zlib.compressobj(6, wbits=31) if path.suffix == ".gz" else None
+        for key, fields in samples:
+            for name, body in fields.items():
+                member = _header(f"{key}.{name}".encode(), len(body)) + body + bytes(-len(body) % 512)
+                out.write(packer.compress(member) if packer else member)
+        end = bytes(1024)
+        out.write(packer.compress(end) + packer.flush() if packer else end)
+
+
+def _header(name: bytes, size: int) -> bytes:
+    """Format one USTAR header (POSIX.1-1988) of a regular file."""
+    block = b"%-100b%07o\0%07o\0%07o\0%011o\0%011o\0%8b0%100bustar\x0000%32b%32b%07o\0%07o\0%167b" % (
+        name.ljust(100, b"\0"),
+        0o644,
+        0,
+        0,
+        size,
+        1_700_000_000,
+        b" " * 8,
+        bytes(100),
+        b"bench".ljust(32, b"\0"),
+        b"bench".ljust(32, b"\0"),
+        0,
+        0,
+        bytes(167),
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def digest_of_shards(shards: Iterable[Path]) -> tuple[int, str]:
+    """Count and hash the samples of shards by `tarfile`, an independent judge of what a tool wrote."""
+    samples = total = 0
+    for shard in shards:
+        opener = gzip.open if shard.suffix == ".gz" else open
+        with opener(shard, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            key, fields = "", Fields()
+            for member in tar:
+                folder, slash, last = member.name.rpartition("/")
+                stem, _, field = last.partition(".")
+                if folder + slash + stem != key and fields:
+                    samples, total = samples + 1, total + sample_digest(key, fields)
+                    fields = {}
+                key = folder + slash + stem
+                content = tar.extractfile(member)
+                fields[field] = content.read() if content else b""
+            if fields:
+                samples, total = samples + 1, total + sample_digest(key, fields)
+    return samples, shown(total)

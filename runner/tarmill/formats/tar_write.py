@@ -1,0 +1,268 @@
+"""Samples into a tar shard: plain ustar whenever name and size fit, pax only for the member that needs it.
+
+Same samples, same bytes: integer mtime, fixed owner and mode, fields sorted by name. What is written reads back as
+the same samples under the default key function `base_plus_ext`, or it is refused. Names are written as their UTF-8 (or
+surrogate-escaped) bytes, which fit a ustar header up to 100 bytes, or 255 with a '/' in the right place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from isal.isal_zlib import adler32
+from xxhash import xxh3_128_intdigest
+
+from tarmill.errors import ScriptError
+from tarmill.formats.digest import MASK_64, MASK_128, field_seed
+from tarmill.formats.samples import Record
+from tarmill.formats.tar_header import BLOCK
+
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+MAX_USTAR_BYTES = 8**11 - 1
+
+_OWNER = b"0000444\0" + b"0000000\0" * 2
+_LARGE_BODY = 64 << 10
+_JOIN_BYTES = 256 << 10
+_MAX_CACHED = 16384
+_BODY_PADS = [bytes(n) for n in range(BLOCK)]
+
+_Plan = list[tuple[str, bytes, int]]
+"""(field, its name in bytes, its digest seed) of each field to write, sorted by name."""
+
+
+def _tail(flag: bytes, prefix: bytes = b"") -> bytes:
+    """Build what stands behind the checksum: type flag to the end of the header block."""
+    names = b"tarmill".ljust(32, b"\0") * 2
+    return (flag + bytes(100) + b"ustar\x0000" + names + b"0000000\0" * 2 + prefix.ljust(155, b"\0")).ljust(356, b"\0")
+
+
+def _header(name: bytes, size: int, mtime_s: int, flag: bytes = b"0", prefix: bytes = b"") -> bytes:
+    front = name.ljust(100, b"\0") + _OWNER + b"%011o\0%011o\0" % (size, mtime_s)
+    tail = _tail(flag, prefix)
+    return front + b"%06o\0 " % (sum(front) + sum(tail) + 8 * 32) + tail
+
+
+def _pax_record(keyword: bytes, value: bytes) -> bytes:
+    """Format one pax record, whose length counts its own digits."""
+    body = b" " + keyword + b"=" + value + b"\n"
+    length = len(body)
+    while length != len(body) + len(b"%d" % length):
+        length = len(body) + len(b"%d" % length)
+    return b"%d" % length + body
+
+
+def odd_header(name: bytes, size: int, mtime_s: int = 0) -> bytes:
+    """Build the header blocks of a member that does not fit the plain 100-byte form: ustar prefix, or pax.
+
+    Args:
+        name: the member's name in bytes.
+        size: of its contents, in bytes.
+        mtime_s: seconds since 1970, at least 0.
+    """
+    if size <= MAX_USTAR_BYTES and len(name) <= 256:
+        split = name.find(b"/", max(0, len(name) - 101), 156)
+        if split > 0 and len(name) - split - 1 > 0:
+            return _header(name[split + 1 :], size, mtime_s, prefix=name[:split])
+    records = b""
+    if len(name) > 100:
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            records += _pax_record(b"hdrcharset", b"BINARY")
+        records += _pax_record(b"path", name)
+    if size > MAX_USTAR_BYTES:
+        records += _pax_record(b"size", b"%d" % size)
+    head = _header(b"././@PaxHeader", len(records), mtime_s, flag=b"x")
+    return (
+        head
+        + records
+        + _BODY_PADS[-len(records) % BLOCK]
+        + _header(name[:100], size if size <= MAX_USTAR_BYTES else 0, mtime_s)
+    )
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that would not read back as itself (`ScriptError`): the first dot of a name ends the key."""
+    base = key[key.rfind("/") + 1 :]
+    if not key or "." in base or "\0" in key or key.startswith("__"):
+        raise ScriptError(
+            f"the sample key {key!r} cannot be stored: expected a key that is not empty, does not begin with '__' "
+            "and has no '.' or NUL in its last path component, since the first dot there ends the key; change it, as in "
+            f"{key.strip('_').replace('.', '_') or 'sample-0'!r}",
+            key=key,
+            reason="bad-key",
+        )
+
+
+class _Fronts(dict[int, tuple[bytes, int, bytes]]):
+    """Size -> what stands between name and checksum, the checksum without the name's part, the padding of the body."""
+
+    def __init__(self, mtime_s: int, tail: bytes) -> None:
+        super().__init__()
+        self.mtime = b"%011o\0" % mtime_s
+        self.constant = sum(_OWNER) + sum(self.mtime) + sum(tail) + 8 * 32 - 1
+
+    def __missing__(self, size: int) -> tuple[bytes, int, bytes]:
+        if len(self) > _MAX_CACHED:
+            self.clear()
+        digits = b"%011o\0" % size
+        self[size] = known = (_OWNER + digits + self.mtime, self.constant + sum(digits), _BODY_PADS[-size % BLOCK])
+        return known
+
+
+class _Backs(dict[int, bytes]):
+    """Checksum -> its field and all behind it."""
+
+    def __init__(self, tail: bytes) -> None:
+        super().__init__()
+        self.tail = tail
+
+    def __missing__(self, checksum: int) -> bytes:
+        self[checksum] = back = b"%06o\0 " % checksum + self.tail
+        return back
+
+
+class TarSink:
+    """Writes samples as one tar stream, and digests them on the way.
+
+    Args:
+        write: takes each block of bytes, in order; small samples come joined, 256 KiB and more at a time.
+        mtime_s: the modification time of every member, in whole seconds since 1970.
+
+    `add` writes one sample, `finish` the end mark, without which the stream is visibly cut. `samples`, `members` and
+    `digest` (the multiset hash, see module `digest`) tell what was written.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], *, mtime_s: int = 0) -> None:
+        self.samples = 0
+        self.members = 0
+        self._digest = 0
+        self._write = write
+        self._mtime_s = mtime_s
+        tail = _tail(b"0")
+        self._fronts = _Fronts(mtime_s, tail)
+        self._backs = _Backs(tail)
+        self._plans: dict[tuple[str, ...], tuple[bool, _Plan]] = {}
+        self._pieces: list[bytes] = []
+        self._waiting = 0
+        self._last_stem = b""
+
+    @property
+    def digest(self) -> int:
+        """Multiset hash of the samples written so far."""
+        return self._digest & MASK_128
+
+    def add(self, record: Record, key: str | None = None) -> None:
+        """Write one sample: the record's fields, without `__names__` and without a str under "key" (the key's alias).
+
+        Args:
+            record: field -> bytes-like or str (written as UTF-8).
+            key: the sample's key; the record's `__key__` when None. It must have passed `check_key`.
+
+        Raises:
+            ScriptError: the record has no field, a value of another type, or the key of the sample before it.
+        """
+        shape = tuple(record)
+        has_alias, plan = self._plans.get(shape) or self._plan(shape)
+        if has_alias and record["key"].__class__ is not str:
+            plan = _plan_fields(shape)
+        if key is None:
+            key = record["__key__"]
+        try:
+            stem = key.encode() + b"."
+        except UnicodeEncodeError:
+            stem = key.encode("utf-8", "surrogateescape") + b"."
+        if stem == self._last_stem or not plan:
+            raise self._refusal(key, plan)
+        fronts, backs, extend = self._fronts, self._backs, self._pieces.extend
+        total = waiting = 0
+        for field, suffix, seed in plan:
+            body = record[field]
+            if body.__class__ is not bytes:
+                body = as_bytes(body, key, field)
+            size = len(body)
+            total += xxh3_128_intdigest(body, seed)
+            name = stem + suffix
+            front, checksum, padding = fronts[size]
+            if len(name) <= 100:
+                back = backs[(adler32(name) & 0xFFFF) + checksum]
+                extend((name.ljust(100, b"\0"), front, back, body, padding))
+            else:
+                extend((odd_header(name, size, self._mtime_s), body, padding))
+            waiting += size + 2 * BLOCK
+        self._last_stem = stem
+        self._digest += total + xxh3_128_intdigest(stem, total & MASK_64)
+        self.samples += 1
+        self.members += len(plan)
+        self._waiting += waiting
+        if self._waiting > _JOIN_BYTES:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write what waits and the two zero blocks that end an archive."""
+        self._pieces.append(END_OF_ARCHIVE)
+        self._flush()
+
+    def _flush(self) -> None:
+        pieces = self._pieces
+        self._pieces = []
+        self._waiting = 0
+        self._write(b"".join(pieces))
+
+    def _plan(self, shape: tuple[str, ...]) -> tuple[bool, _Plan]:
+        has_alias = "key" in shape
+        plan = _plan_fields(tuple(name for name in shape if name != "key"))
+        if len(self._plans) > _MAX_CACHED:
+            self._plans.clear()
+        self._plans[shape] = has_alias, plan
+        return has_alias, plan
+
+    def _refusal(self, key: str, plan: _Plan) -> ScriptError:
+        if not plan:
+            return ScriptError(
+                f"sample {key!r} has no field; expected at least one besides __key__; return None to drop a sample",
+                key=key,
+                reason="no-fields",
+            )
+        return ScriptError(
+            f"sample {key!r} has the key of the sample before it, so that both would read back as one; give each its "
+            "own __key__, as in f\"{record['__key__']}-{i}\"",
+            key=key,
+            reason="same-key",
+        )
+
+
+def _plan_fields(names: tuple[str, ...]) -> _Plan:
+    plan = []
+    for name in names:
+        if not isinstance(name, str) or "/" in name or "\0" in name:
+            raise ScriptError(
+                f"{name!r} is no field name; expected a str without '/' or NUL, such as 'jpg'",
+                field=name,
+                reason="bad-field",
+            )
+        if not name.startswith("__"):
+            suffix = name.encode("utf-8", "surrogateescape")
+            plan.append((name, suffix, field_seed(suffix)))
+    return sorted(plan, key=lambda item: item[1])
+
+
+def as_bytes(value: Any, key: str, field: str) -> bytes:
+    """Turn a value that a script returned into bytes: str as UTF-8, anything bytes-like copied.
+
+    Raises:
+        ScriptError: it is neither.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    try:
+        return bytes(memoryview(value))
+    except TypeError:
+        raise ScriptError(
+            f"sample {key!r}, field {field!r} is {type(value).__name__}; expected bytes or str; encode it, for example "
+            "with json.dumps or a BytesIO",
+            key=key,
+            field=field,
+            reason="bad-value",
+        ) from None
