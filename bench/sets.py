@@ -19,8 +19,9 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 Fields = dict[str, bytes]
 
@@ -44,8 +45,10 @@ class Plan:
 PLANS = {
     "images": Plan("images", 400, 4, 20),
     "text": Plan("text", 8_000, 4, 16),
-    "tiny": Plan("tiny", 8_000, 4, 16),
+    "tiny": Plan("tiny", 8_000, 4, 8),
 }
+GZ_LINKS = 6
+"""Compression makes a sample dear: fewer of them are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +92,21 @@ def make(name: str, scale: float, folder: Path, compressed: bool = False) -> tup
         scale: multiplies the number of samples on disk.
         folder: where the sets are kept; the set's own folder is named by everything that decides its bytes.
     """
-    plan = PLANS[name]
+    plan = replace(PLANS[name], links=GZ_LINKS) if compressed else PLANS[name]
     samples = max(plan.shards, int(plan.samples * scale))
     suffix = ".tar.gz" if compressed else ".tar"
     home = folder / f"{name}-{samples}x{plan.links}-v{FORMAT}{'-gz' if compressed else ''}"
     stamp = home / "stamp.json"
     if not stamp.exists():
         _build(plan, samples, home, suffix)
-    return tuple(View(**facts) for facts in json.loads(stamp.read_text()))  # type: ignore[return-value]
+    base, view, one = (_placed(home.resolve(), facts) for facts in json.loads(stamp.read_text()))
+    return base, view, one
+
+
+def _placed(home: Path, facts: dict[str, Any]) -> View:
+    """Make a view of the stamp's facts, which hold no absolute path: the folder may have moved."""
+    view = View(**facts)
+    return replace(view, shards=[str(home / shard) for shard in view.shards], pattern=str(home / view.pattern))
 
 
 def _build(plan: Plan, samples: int, home: Path, suffix: str) -> None:
@@ -128,8 +138,8 @@ def _view(plan: Plan, folder: Path, content: list[tuple[str, Fields]], links: in
     fields = list(content[0][1])
     return View(
         name=plan.name + suffix.removeprefix(".tar"),
-        shards=[str(shard) for shard in shards],
-        pattern=str(folder / f"{plan.name}-{{000000..{len(shards) - 1:06d}}}{suffix}"),
+        shards=[f"{folder.name}/{shard.name}" for shard in shards],
+        pattern=f"{folder.name}/{plan.name}-{{000000..{len(shards) - 1:06d}}}{suffix}",
         samples=len(content) * links,
         members=len(content) * links * len(fields),
         tar_bytes=sum(shard.stat().st_size for shard in shards),

@@ -51,7 +51,10 @@ http {{
       alias {root}/; auth_basic "writers"; auth_basic_user_file {work}/htpasswd; autoindex on; autoindex_format json;
       dav_methods PUT DELETE;
     }}
-    location /bearer/ {{ alias {root}/; if ($http_authorization != "Bearer {token}") {{ return 401 "say $http_authorization"; }} }}
+    location /bearer/ {{
+      alias {root}/;
+      if ($http_authorization != "Bearer {token}") {{ return 401 "you said $http_authorization"; }}
+    }}
     location /forbidden/ {{ return 403 "<html><body><h1>Keep out</h1></body></html>"; }}
     location /small/ {{ alias {root}/; dav_methods PUT; client_max_body_size 1k; }}
     location /noetag/ {{ alias {root}/; etag off; }}

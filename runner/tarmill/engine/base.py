@@ -71,8 +71,8 @@ class Engine(Protocol):
     ) -> Generator[Outcome[T, R], None, None]:
         """Run `function(task)` for each task and yield the outcomes as they become ready, in any order.
 
-        Each task ends exactly once. An exception that the function raises is the `error` of that task's outcome and ends
-        nothing else. Closing the generator early (`break` out of a loop under `contextlib.closing`) stops what runs.
+        Each task ends exactly once. An exception that the function raises is the `error` of that task's outcome and
+        ends nothing else. Closing the generator early (`break` under `contextlib.closing`) stops what runs.
 
         Args:
             function: of a module, so that workers can import it; not from `__main__`.
@@ -112,8 +112,8 @@ def checked_tasks(function: Callable[..., Any], tasks: Sequence[T]) -> dict[int,
 def as_tarmill_error(error: BaseException) -> TarmillError:
     """The error in a form that can cross to another process.
 
-    A TarmillError stays as it is. Anything else is a fault of tarmill or its surroundings (what the user's script raises
-    is a ScriptError before it gets here), so the traceback goes with it, as text in the fact `worker_traceback`.
+    A TarmillError stays as it is. Anything else is a fault of tarmill or its surroundings (what the user's script
+    raises is a ScriptError before it gets here), so the traceback goes along, as text in the fact `worker_traceback`.
     """
     if isinstance(error, TarmillError) and _survives_pickle(error):
         return error

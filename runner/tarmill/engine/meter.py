@@ -1,8 +1,8 @@
 """Meters: how a running task tells how far it is, at the price of an attribute store.
 
-A task's code asks once for `current()` and then sets `samples`, `key`, `read_bytes`, `written_bytes` in its hot loop. One
-reporter thread per process looks at all running meters twice a second. Nothing is locked: a number that is a moment old
-does no harm in a progress bar, nor in a watch that waits for seconds.
+A task's code asks once for `current()` and then sets `samples`, `key`, `read_bytes`, `written_bytes` in its hot loop.
+One reporter thread per process looks at all running meters twice a second. Nothing is locked: a number that is a moment
+old does no harm in a progress bar, nor in a watch that waits for seconds.
 """
 
 from __future__ import annotations
@@ -63,6 +63,12 @@ def running(index: int) -> Iterator[Meter]:
 def snapshot() -> list[Progress]:
     """What all meters that run in this process show now."""
     return [meter.progress() for meter in list(_running.values())]
+
+
+def progress_of(thread: int) -> Progress | None:
+    """What the meter of the task in that thread shows, if one runs there."""
+    meter = _running.get(thread)
+    return meter.progress() if meter is not None else None
 
 
 class Reporter:

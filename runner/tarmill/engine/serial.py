@@ -15,8 +15,8 @@ from tarmill.errors import Interrupted, TarmillError
 class SerialEngine:
     """Runs tasks right here. For debugging, for `-` as input, and where one worker is all there is.
 
-    A script that hangs cannot be ended from inside its own process: whoever wants a task timeout takes the process engine
-    with one worker.
+    A script that hangs cannot be ended from inside its own process: whoever wants a task timeout takes the process
+    engine with one worker.
     """
 
     name = "serial"

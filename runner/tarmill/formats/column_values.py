@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarmill.errors import SampleError, UsageError
 from tarmill.formats.columns import IMAGE_ACCESSORS, MISSING
+from tarmill.formats.rows import FieldNames
 from tarmill.formats.samples import Record
 
 if TYPE_CHECKING:
@@ -91,11 +92,11 @@ def _first_of(getters: tuple[Getter, ...]) -> Getter:
     return value
 
 
-def _field_names(record: Record) -> list[str]:
+def _field_names(record: Record) -> FieldNames:
     names = [name for name in record if name not in RECORD_EXTRAS]
     if type(record.get("key")) is str:
         names.remove("key")
-    return sorted(names)
+    return FieldNames(sorted(names))
 
 
 def _text_of_sample(name: str) -> Getter:
@@ -135,10 +136,10 @@ class _Failure:
 
 def _walk(column: Column, get: Getter, path: tuple[str | int, ...]) -> Getter:
     """Follow a JSON path from the parsed document."""
-    steps = tuple((step, dict if isinstance(step, str) else list) for step in path)
+    steps: list[tuple[Any, Any]] = [(step, dict if isinstance(step, str) else list) for step in path]
 
     def value(record: Record) -> Any:
-        node = get(record)
+        node: Any = get(record)
         for step, container in steps:
             if type(node) is not container:
                 if type(node) is _Failure:

@@ -19,10 +19,11 @@ backticks: `meta.json:.width`.
 | `FIELD:int`, `:float` | its text as a number, blanks around it allowed | int, float |
 | `FIELD:bytes` | its length in bytes; the contents are not read | int |
 | `FIELD:sha256` | hex digest of the contents | text |
-| `FIELD:width`, `:height`, `:format` | from the image's header, by Pillow: stored pixels, and a name such as JPEG | int, text |
+| `FIELD:width`, `:height` | pixels as stored, from the image's header, by Pillow | int |
+| `FIELD:format` | Pillow's name of the format, such as JPEG | text |
 | `FIELD:PATH` | the JSON value: text, number, true, false, list, object; null counts as missing | json |
-| `FIELD:PATH:int` ... | `:bytes`, `:sha256` are of the text in UTF-8, or of the compact JSON of what is no text | as above |
-| `__key__`, `__url__` | the sample's key, the shard's URL; `:text`, `:int`, `:float`, `:bytes`, `:sha256` work on them | text |
+| `FIELD:PATH:int` ... | `:bytes`, `:sha256`: of the text, or of the compact JSON of what is no text | as above |
+| `__key__`, `__url__` | the sample's key, the shard's URL; accessors but the image ones work on them | text |
 | `__fields__` | the sample's field names, sorted | list |
 
 A value is *missing* (`MISSING`) when no such field is there or the path leads nowhere. A value that is there and cannot

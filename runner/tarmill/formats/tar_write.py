@@ -7,7 +7,7 @@ surrogate-escaped) bytes, which fit a ustar header up to 100 bytes, or 255 with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from isal.isal_zlib import adler32
@@ -88,7 +88,7 @@ def check_key(key: str) -> None:
     if not key or "." in base or "\0" in key or key.startswith("__"):
         raise ScriptError(
             f"the sample key {key!r} cannot be stored: expected a key that is not empty, does not begin with '__' "
-            "and has no '.' or NUL in its last path component, since the first dot there ends the key; change it, as in "
+            "and has no '.' or NUL in its last path component, since the first dot there ends the key; try "
             f"{key.strip('_').replace('.', '_') or 'sample-0'!r}",
             key=key,
             reason="bad-key",
@@ -147,6 +147,7 @@ class TarSink:
         self._pieces: list[bytes] = []
         self._waiting = 0
         self._last_stem = b""
+        self._held = False
 
     @property
     def digest(self) -> int:
@@ -175,27 +176,51 @@ class TarSink:
             stem = key.encode("utf-8", "surrogateescape") + b"."
         if stem == self._last_stem or not plan:
             raise self._refusal(key, plan)
-        fronts, backs, extend = self._fronts, self._backs, self._pieces.extend
+        fronts, backs, extend, before = self._fronts, self._backs, self._pieces.extend, len(self._pieces)
         total = waiting = 0
-        for field, suffix, seed in plan:
-            body = record[field]
-            if body.__class__ is not bytes:
-                body = as_bytes(body, key, field)
-            size = len(body)
-            total += xxh3_128_intdigest(body, seed)
-            name = stem + suffix
-            front, checksum, padding = fronts[size]
-            if len(name) <= 100:
-                back = backs[(adler32(name) & 0xFFFF) + checksum]
-                extend((name.ljust(100, b"\0"), front, back, body, padding))
-            else:
-                extend((odd_header(name, size, self._mtime_s), body, padding))
-            waiting += size + 2 * BLOCK
+        try:
+            for field, suffix, seed in plan:
+                body = record[field]
+                if body.__class__ is not bytes:
+                    body = as_bytes(body, key, field)
+                size = len(body)
+                total += xxh3_128_intdigest(body, seed)
+                name = stem + suffix
+                front, checksum, padding = fronts[size]
+                if len(name) <= 100:
+                    back = backs[(adler32(name) & 0xFFFF) + checksum]
+                    extend((name.ljust(100, b"\0"), front, back, body, padding))
+                else:
+                    extend((odd_header(name, size, self._mtime_s), body, padding))
+                waiting += size + 2 * BLOCK
+        except BaseException:
+            del self._pieces[before:]  # a sample is in the shard whole or not at all
+            raise
         self._last_stem = stem
         self._digest += total + xxh3_128_intdigest(stem, total & MASK_64)
         self.samples += 1
         self.members += len(plan)
         self._waiting += waiting
+        if self._waiting > _JOIN_BYTES and not self._held:
+            self._flush()
+
+    def add_all(self, records: Sequence[tuple[Record, str]]) -> None:
+        """Write several samples, (record, key) each, all of them or, when one is refused, none.
+
+        Raises:
+            ScriptError: as `add`.
+        """
+        state = len(self._pieces), self._waiting, self._digest, self.samples, self.members, self._last_stem
+        self._held = True
+        try:
+            for record, key in records:
+                self.add(record, key)
+        except BaseException:
+            pieces, self._waiting, self._digest, self.samples, self.members, self._last_stem = state
+            del self._pieces[pieces:]
+            raise
+        finally:
+            self._held = False
         if self._waiting > _JOIN_BYTES:
             self._flush()
 

@@ -9,6 +9,8 @@ from tarmill.errors import SpecError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@")
+# A password with a raw slash: what follows the colon is no port, so the URL is wrong, and must still not be printed.
+_BAD_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@\[]*):(?!\d*(?:[/?#\s]|$))[^\s]*@")
 _SECRET_QUERY = re.compile(
     r"([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*",
     re.IGNORECASE,
@@ -40,7 +42,8 @@ def mask(text: str) -> str:
         user, colon, _ = match[2].partition(":")
         return f"{match[1]}{user}:{HIDDEN}@" if colon else f"{match[1]}{HIDDEN}@"
 
-    return _SECRET_QUERY.sub(rf"\1{HIDDEN}", _USERINFO.sub(hide, text))
+    shown = _BAD_USERINFO.sub(rf"\1:{HIDDEN}@", _USERINFO.sub(hide, text))
+    return _SECRET_QUERY.sub(rf"\1{HIDDEN}", shown)
 
 
 def local_path(url: str) -> str:

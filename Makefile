@@ -1,0 +1,91 @@
+# `make demo` and `make test` need Debian with python3, its venv module and make; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-data
+WORKERS ?= 2
+# Packages that pip has fetched are kept between checkouts.
+export PIP_CACHE_DIR ?= $(HOME)/.cache/tarmill-pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet
+
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+BENCH := $(BIN)/python bench/run.py
+
+.PHONY: help demo test quick test-full lint docs bench bench-check clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo         a small real data set through htmapper and htextract'
+	@echo 'make test         all tests, and of the long ones a sample that changes daily'
+	@echo 'make quick        the tests that need no server and no Dask; under a minute'
+	@echo 'make test-full    all tests, the long ones too'
+	@echo 'make lint         ruff, mypy, the import contracts'
+	@echo 'make docs         write the generated parts of docs/ again'
+	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
+	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
+	@echo 'make clean        remove what these made'
+
+# -- what the rest needs ----------------------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); tarmill needs Python 3.11 or newer: make PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'could not make $(VENV); on Debian: apt-get install python3-venv' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@echo 'installing tarmill with what the demo needs into $(VENV)'
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml
+	@echo 'installing tarmill with what the tests need into $(VENV)'
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.demo
+
+.PHONY: nginx
+nginx:
+	@.ci/need-nginx
+
+# -- to see it work ---------------------------------------------------------------------------------------------------
+
+demo: $(VENV)/.demo
+	@$(BIN)/python examples/digits.py $(DEMO)
+	$(BIN)/htmapper -p examples/invert.py '$(DEMO)/digits-@4.tar' '$(DEMO)/inverted-@4.tar'
+	$(BIN)/htextract '$(DEMO)/inverted-@4.tar' -f cls --top 10
+	@echo
+	@echo 'Look at $(DEMO): digits-*.tar went in, inverted-*.tar came out (tar -tf $(DEMO)/inverted-0.tar),'
+	@echo 'inverted.manifest.json says what they hold; the script is examples/invert.py, the guide docs/index.md.'
+
+# -- to know that it works --------------------------------------------------------------------------------------------
+
+test: $(VENV)/.test nginx
+	@$(PYTEST) --long sample
+
+quick: $(VENV)/.test
+	@$(PYTEST) --long none -m 'not real'
+
+test-full: $(VENV)/.test nginx
+	@$(PYTEST) --long all
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.test
+	$(BIN)/python docs/generate.py
+
+bench-check: $(VENV)/.test nginx
+	$(BENCH) --check --json bench/out/check.json
+
+bench: $(VENV)/.test nginx
+	$(BENCH) --json bench/out/bench.json
+	$(BIN)/python bench/report.py bench/out/bench.json --write docs/benchmark.md
+
+clean:
+	rm -rf $(VENV) $(DEMO) bench/data bench/out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

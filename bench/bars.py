@@ -1,0 +1,179 @@
+"""What the figures are held against: ratios only, since seconds say more about the machine than about the tools."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from measure import Cost
+
+
+@dataclass(slots=True)
+class Figures:
+    """All runs of one row in one batch."""
+
+    samples: int
+    runs: list[Cost] = field(default_factory=list)
+    """Over the long view."""
+    starts: list[Cost] = field(default_factory=list)
+    """Over a single sample: what the tool costs before the work begins."""
+    largest_sample: int = 0
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds per sample of the whole process tree, start-up included."""
+        return statistics.median(run.cpu_s for run in self.runs) / self.samples * 1e6
+
+    @property
+    def start_s(self) -> float:
+        """CPU seconds of a run over one sample."""
+        return statistics.median(run.cpu_s for run in self.starts)
+
+    @property
+    def net_us(self) -> float:
+        """CPU microseconds per sample with start-up taken off."""
+        return max(0.0, self.cpu_us - self.start_s / self.samples * 1e6)
+
+    @property
+    def wall_s(self) -> float:
+        """The shortest wall time: what the others on the machine disturbed least."""
+        return min(run.wall_s for run in self.runs)
+
+    @property
+    def peak_rss_mb(self) -> float:
+        """Peak memory of the largest process, in 10^6 bytes."""
+        return max(run.peak_rss_bytes for run in self.runs) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One ratio with what is required and what is hoped for."""
+
+    name: str
+    rows: tuple[str, ...]
+    required: float
+    hoped: float | None
+    at_most: bool = False
+    """Whether small is good."""
+    measure: str = "cpu"
+    """cpu (first row / second row), wall (same), rss, or http (first / (second + third))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A bar and what was measured."""
+
+    bar: Bar
+    measured: float
+    net: float | None
+    """The same ratio with start-up taken off both sides."""
+    judged: bool = True
+
+    @property
+    def passed(self) -> bool:
+        """Whether what is required was reached (always so where the machine gives no ground to judge)."""
+        return not self.judged or self.reaches(self.bar.required)
+
+    def reaches(self, value: float) -> bool:
+        """Tell whether the measured ratio is as good as a value."""
+        return self.measured <= value if self.bar.at_most else self.measured >= value
+
+    @property
+    def word(self) -> str:
+        """One word for the table."""
+        if not self.judged:
+            return "not judged"
+        if not self.passed:
+            return "FAILED"
+        return "hoped" if self.bar.hoped is not None and self.reaches(self.bar.hoped) else "passed"
+
+
+def _against(name: str, theirs: str, ours: str, required: float, hoped: float) -> Bar:
+    return Bar(name, (theirs, ours), required, hoped)
+
+
+def _two_processes(name: str) -> Bar:
+    rows = (f"{name}/map/htmapper", f"{name}/map/htmapper -j 2")
+    return Bar(f"map {name}: wall time, 1 process / 2", rows, 1.7, 1.9, measure="wall")
+
+
+def _over_http(name: str) -> Bar:
+    rows = (f"{name}/http/htmapper", f"{name}/map/htmapper", f"{name}/http/curl")
+    return Bar(f"map {name}, http: htmapper / (files + curl)", rows, 1.5, None, at_most=True, measure="http")
+
+
+BARS = [
+    _against("read text: webdataset / tarmill", "text/read/webdataset", "text/read/tarmill", 10, 15),
+    _against("read images: webdataset / tarmill", "images/read/webdataset", "images/read/tarmill", 4, 5.5),
+    _against("map text: webdataset / htmapper", "text/map/webdataset", "text/map/htmapper", 12, 17),
+    _against("map images: webdataset / htmapper", "images/map/webdataset", "images/map/htmapper", 2.5, 3.3),
+    _against("map tiny: webdataset / htmapper", "tiny/map/webdataset", "tiny/map/htmapper", 12, 20),
+    _against("extract text: webdataset / htextract", "text/extract/webdataset", "text/extract/htextract", 12, 20),
+    _against("extract images: webdataset / htextract", "images/extract/webdataset", "images/extract/htextract", 15, 30),
+    _against("read .tar.gz: webdataset / tarmill", "text.gz/read/webdataset", "text.gz/read/tarmill", 8, 13),
+    _against("map .tar.gz: webdataset / htmapper", "text.gz/map/webdataset", "text.gz/map/htmapper", 8, 15),
+    _against("map text: tarp cat / htmapper", "text/map/tarp cat", "text/map/htmapper", 2, 5.7),
+    _against("map images: tarp cat / htmapper", "images/map/tarp cat", "images/map/htmapper", 2, 3.3),
+    Bar("map text: htmapper / cat", ("text/map/htmapper", "text/copy/cat"), 6, 3.5, at_most=True),
+    Bar("map images: htmapper / cat", ("images/map/htmapper", "images/copy/cat"), 2, 1.5, at_most=True),
+    Bar(
+        "map text: wall time, 1 process / 2", ("text/map/htmapper", "text/map/htmapper -j 2"), 1.7, 1.9, measure="wall"
+    ),
+    Bar(
+        "map images: wall time, 1 process / 2",
+        ("images/map/htmapper", "images/map/htmapper -j 2"),
+        1.7,
+        1.9,
+        measure="wall",
+    ),
+    Bar(
+        "peak memory of a process, MB above the largest sample",
+        ("*",),
+        80,
+        None,
+        at_most=True,
+        measure="rss",
+    ),
+    _over_http("text"),
+    _over_http("images"),
+]
+
+OURS = ("tarmill", "htmapper", "htmapper -j 2", "htextract")
+
+
+def judge(results: Mapping[str, Figures], parallel: float) -> list[Verdict]:
+    """Hold the results against every bar whose rows were run.
+
+    Args:
+        parallel: how much faster two processes that only compute were than one, in the same batch. Wall times are
+            not judged where the machine itself does not give 1.8.
+    """
+    return [verdict for bar in BARS if (verdict := _judge(bar, results, parallel)) is not None]
+
+
+def _judge(bar: Bar, results: Mapping[str, Figures], parallel: float) -> Verdict | None:
+    if bar.measure == "rss":
+        ours = [figures for name, figures in results.items() if name.rsplit("/", 1)[1] in OURS]
+        if not ours:
+            return None
+        return Verdict(bar, max(one.peak_rss_mb - one.largest_sample / 1e6 for one in ours), None)
+    if not all(row in results for row in bar.rows):
+        return None
+    rows = [results[row] for row in bar.rows]
+    if bar.measure == "wall":
+        return Verdict(bar, rows[0].wall_s / rows[1].wall_s, _net_wall(rows), judged=parallel >= 1.8)
+    if bar.measure == "http":
+        net = rows[0].net_us / (rows[1].net_us + rows[2].net_us)
+        return Verdict(bar, rows[0].cpu_us / (rows[1].cpu_us + rows[2].cpu_us), net)
+    return Verdict(bar, rows[0].cpu_us / rows[1].cpu_us, rows[0].net_us / max(rows[1].net_us, 1e-9))
+
+
+def _net_wall(rows: Iterable[Figures]) -> float:
+    one, two = (max(1e-9, row.wall_s - min(start.wall_s for start in row.starts)) for row in rows)
+    return one / two
+
+
+def rows_of(verdicts: Iterable[Verdict]) -> set[str]:
+    """Collect the rows that some verdicts rest on."""
+    return {row for verdict in verdicts for row in verdict.bar.rows}

@@ -1,0 +1,227 @@
+"""The rows of the benchmark: which tool does which job on which set, and how its result is proven to be right."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from measure import BenchError
+from sets import View, digest_of_shards
+
+HERE = Path(__file__).parent
+PEERS = HERE / "peers"
+TOOLS = Path(sys.executable).parent
+"""htmapper and htextract of this very environment."""
+IDENTITY = str(PEERS / "identity.py")
+
+Command = Callable[[View, str], list[str]]
+Check = Callable[[View, Path, bytes, bool], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One tool at one job on one set."""
+
+    set: str
+    job: str
+    tool: str
+    command: Command
+    """(view, where to write) -> argv."""
+    check: Check
+    """(view, where it wrote, standard output, thoroughly?): raises BenchError when the result is not right."""
+    digest_flag: bool = False
+    """Whether the thorough round runs the command with --digest."""
+    stdout_to_file: bool = False
+    full_only: bool = False
+    """Left out of the quick batch: no bar needs it."""
+    remote: bool = False
+    """Reads and writes through the web server: `where to write` is a URL."""
+
+    @property
+    def name(self) -> str:
+        """What results are stored under."""
+        return f"{self.set}/{self.job}/{self.tool}"
+
+
+def peer(script: str, *options: str, out: bool = False) -> Command:
+    """Make the command of one of the scripts in peers/."""
+
+    def command(view: View, target: str) -> list[str]:
+        where = ["--out", target] if out else []
+        return [sys.executable, str(PEERS / script), *options, *where, *view.shards]
+
+    return command
+
+
+def htmapper(*options: str) -> Command:
+    """Make the command of an htmapper row."""
+
+    def command(view: View, target: str) -> list[str]:
+        suffix = ".tar.gz" if view.name.endswith(".gz") else ".tar"
+        output = f"{target}/out-@{len(view.shards)}{suffix}"
+        return [str(TOOLS / "htmapper"), *options, "-p", IDENTITY, view.pattern, output]
+
+    return command
+
+
+def htextract(view: View, _: str) -> list[str]:
+    """Make the command of an htextract row: the small field, tab-separated text on standard output."""
+    return [str(TOOLS / "htextract"), "-j", "1", "-f", view.field, view.pattern]
+
+
+def webdataset_extract(view: View, _: str) -> list[str]:
+    """Make the command of webdataset's nearest to it."""
+    return [sys.executable, str(PEERS / "webdataset_extract.py"), "--field", view.field, *view.shards]
+
+
+def curl(view: View, target: str) -> list[str]:
+    """Make the command that moves a view's bytes by curl: GET each shard, PUT each shard."""
+    source = target.rsplit("/", 1)[0]
+    names = [Path(shard).name for shard in view.shards]
+    get = [f"{source}/{served_folder(view)}/{name}" for name in names]
+    put = "{" + ",".join(view.shards) + "}"
+    script = 'put=$1; out=$2; shift 2; curl -sSf "$@" > /dev/null && exec curl -sSf -T "$put" "$out/"'
+    return ["sh", "-c", script, "curl", put, target, *get]
+
+
+def tar_list(view: View, _: str) -> list[str]:
+    """Make the command that lists all members by GNU tar."""
+    return ["sh", "-c", 'for shard; do tar -tf "$shard" || exit 1; done', "tar", *view.shards]
+
+
+def tarp_cat(view: View, target: str) -> list[str]:
+    """Make the command that copies samples by tarp, into one tar."""
+    return ["tarp", "cat", "-o", f"{target}/out.tar", *view.shards]
+
+
+def remote_view(view: View, base_url: str) -> View:
+    """Say where the web server has the view."""
+    name = view.pattern.rsplit("/", 1)[1]
+    return replace(view, pattern=f"{base_url}/{served_folder(view)}/{name}")
+
+
+def served_folder(view: View) -> str:
+    """Name the folder under which the web server has a view."""
+    folder = Path(view.shards[0]).parent
+    return f"in-{folder.parent.name}-{folder.name}"
+
+
+# -- proofs ----------------------------------------------------------------------------------------------------------
+
+
+def _expect(found: object, expected: object, what: str) -> None:
+    if found != expected:
+        raise BenchError(f"{what}: found {found}, expected {expected}")
+
+
+def same_bytes(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a plain copy."""
+    _expect(sum(path.stat().st_size for path in files_in(out)), view.tar_bytes, "bytes copied")
+
+
+def lists_members(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a list of members."""
+    _expect(stdout.count(b"\n"), view.members, "members listed")
+
+
+def reads_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a read by the counts and the digest that it printed."""
+    expected = f"{view.samples} {view.digest}" if thorough else f"{view.samples}"
+    _expect(stdout.decode().strip(), expected, "samples read")
+
+
+def copies_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove what a tool wrote: thoroughly by reading it back with tarfile, else by the files' number and size."""
+    shards = files_in(out)
+    size = sum(path.stat().st_size for path in shards)
+    if thorough:
+        _expect(digest_of_shards(shards), (view.samples, view.digest), "samples written")
+        return
+    if stdout.strip().isdigit():
+        _expect(int(stdout), view.samples, "samples copied")
+    least = 0 if view.name.endswith(".gz") else view.members * 512 + view.samples * 18
+    if len(shards) not in (1, len(view.shards)) or size < least:
+        raise BenchError(f"{len(shards)} shards with {size} bytes written for {len(view.shards)} of {view.tar_bytes}")
+
+
+def extracts_rows(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove the rows of an extraction by their number, and thoroughly by what webdataset's script prints too."""
+    rows = b"".join(path.read_bytes() for path in files_in(out))
+    _expect(rows.count(b"\n"), view.samples, "rows")
+    if thorough:
+        _expect(hashlib.sha256(rows).hexdigest(), _rows_digest(view), "content of the rows")
+
+
+def _rows_digest(view: View) -> str:
+    import tarfile
+
+    state = hashlib.sha256()
+    for shard in view.shards:
+        with tarfile.open(shard, "r") as tar:
+            for member in tar:
+                if member.name.endswith("." + view.field):
+                    state.update(tar.extractfile(member).read() + b"\n")  # type: ignore[union-attr]
+    return state.hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """List the data files of an output folder: not those of manifests and job state."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix != ".json")
+
+
+# -- the table -------------------------------------------------------------------------------------------------------
+
+
+def all_rows(full: bool, http: bool) -> list[Row]:
+    """List the rows in the order in which one round runs them."""
+    rows = list(_rows(http))
+    return [row for row in rows if full or not row.full_only]
+
+
+def _rows(http: bool) -> Iterable[Row]:
+    has_tarp = shutil.which("tarp") is not None
+    for name in ("images", "text", "tiny"):
+        yield Row(name, "copy", "cat", lambda v, _: ["cat", *v.shards], same_bytes, stdout_to_file=True)
+        yield Row(name, "list", "GNU tar", tar_list, lists_members, full_only=True)
+        yield Row(name, "read", "tarfile", peer("tarfile_read.py"), reads_samples, digest_flag=True, full_only=True)
+        if name != "tiny":
+            yield Row(name, "read", "webdataset", peer("webdataset_read.py"), reads_samples, digest_flag=True)
+            yield Row(name, "read", "tarmill", peer("tarmill_read.py"), reads_samples, digest_flag=True)
+        if has_tarp:
+            yield Row(name, "map", "tarp cat", tarp_cat, copies_samples)
+        copy = peer("webdataset_copy.py", out=True)
+        default = peer("webdataset_copy.py", "--mtime", "default", out=True)
+        yield Row(name, "map", "webdataset", copy, copies_samples)
+        yield Row(name, "map", "webdataset, default mtime", default, copies_samples, full_only=True)
+        yield Row(name, "map", "htmapper", htmapper("-j", "1"), copies_samples)
+        if name != "tiny":
+            yield Row(name, "map", "htmapper -j 2", htmapper("-j", "2"), copies_samples)
+            yield Row(name, "extract", "webdataset", webdataset_extract, extracts_rows, stdout_to_file=True)
+            yield Row(name, "extract", "htextract", htextract, extracts_rows, stdout_to_file=True)
+    yield Row("text.gz", "read", "webdataset", peer("webdataset_read.py"), reads_samples, digest_flag=True)
+    yield Row("text.gz", "read", "tarmill", peer("tarmill_read.py"), reads_samples, digest_flag=True)
+    yield Row("text.gz", "map", "webdataset", peer("webdataset_copy.py", out=True), copies_samples)
+    level = peer("webdataset_copy.py", "--level", "1", out=True)
+    yield Row("text.gz", "map", "webdataset, level 1", level, copies_samples, full_only=True)
+    yield Row("text.gz", "map", "htmapper", htmapper("-j", "1"), copies_samples)
+    if http:
+        for name in ("images", "text"):
+            yield Row(name, "http", "curl", curl, copies_samples, remote=True)
+            yield Row(name, "http", "htmapper", htmapper("-j", "1"), copies_samples, remote=True)
+
+
+def command_of(row: Row, view: View, target: str, thorough: bool) -> list[str]:
+    """Build the argv of one run."""
+    command = row.command(view, target)
+    return [*command[:2], "--digest", *command[2:]] if thorough and row.digest_flag else command
+
+
+def scratch_folder() -> Path:
+    """Choose where outputs go: memory where there is a memory file system."""
+    shm = Path("/dev/shm")
+    return shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(os.environ.get("TMPDIR", "/tmp"))

@@ -1,0 +1,249 @@
+"""Measure the tools against their peers: `make bench`, or `make bench-check` for the quick batch that fails on ratios.
+
+CPU time of the whole process tree per sample, start-up included; medians of n rounds, all competitors in turn within
+each round; outputs on a memory file system where there is one. Before the first round each row runs once on the short
+view and what it read or wrote is hashed: a row whose samples are not right fails the benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import report
+import sets
+from bars import Figures, Verdict, judge, rows_of
+from measure import BenchError, Cost, measure
+from rows import Row, all_rows, command_of, remote_view, scratch_folder, served_folder
+from sets import View
+from webserver import find_nginx, serve
+
+Views = dict[str, tuple[View, View, View]]
+BASE, VIEW, ONE = range(3)
+BURN = "n = 0\nfor i in range(12_000_000): n += i"
+PEERS = ("tarmill", "webdataset", "numpy", "isal", "xxhash", "urllib3")
+
+
+class Batch:
+    """One batch: the sets, the scratch folder, the results so far."""
+
+    def __init__(self, rows: list[Row], views: Views, scratch: Path, server: str | None) -> None:
+        self.rows = rows
+        self.views = views
+        self.scratch = scratch
+        self.server = server
+        self.results = {
+            row.name: Figures(views[row.set][VIEW].samples, largest_sample=views[row.set][VIEW].largest_sample)
+            for row in rows
+        }
+        self.burns: list[tuple[float, float]] = []
+        self.count = 0
+
+    def warm(self) -> None:
+        """Fill and empty as much memory as the largest output takes.
+
+        A virtual machine gets its memory from its host at the first touch, which costs several times the copy: without
+        this whoever comes first pays for all.
+        """
+        block = bytes(1 << 20)
+        for _ in range(2):
+            path = self.scratch / "warm"
+            with path.open("wb") as out:
+                for _ in range(max(view.tar_bytes for _, view, _ in self.views.values()) * 5 // 4 >> 20):
+                    out.write(block)
+            path.unlink()
+
+    def prove(self) -> None:
+        """Run each row once on the short view and hash what it read or wrote."""
+        for row in self.rows:
+            self.run(row, BASE, thorough=True)
+
+    def round(self, names: set[str] | None = None, spare_slow: bool = False) -> None:
+        """Run every row (or those named) once, over the long view and over a single sample.
+
+        Args:
+            spare_slow: leave out rows that took longer than 10 s before.
+        """
+        for row in self.rows:
+            figures = self.results[row.name]
+            if spare_slow and figures.runs and figures.runs[-1].cpu_s > 10:
+                continue
+            if names is None or row.name in names or "*" in names:
+                figures.starts.append(self.run(row, ONE))
+                figures.runs.append(self.run(row, VIEW))
+        self.burns.append(burn())
+
+    def run(self, row: Row, length: int, thorough: bool = False) -> Cost:
+        """Run a row in a fresh folder and check its result."""
+        view = self.views[row.set][length]
+        self.count += 1
+        out = self.scratch / f"out-{self.count}"
+        out.mkdir()
+        try:
+            target, asked = str(out), view
+            if row.remote:
+                assert self.server is not None
+                target = f"{self.server}/{out.name}"
+                self.link(view)
+                asked = remote_view(view, self.server) if row.tool == "htmapper" else view
+            stdout = out / "stdout" if row.stdout_to_file else None
+            cost = measure(command_of(row, asked, target, thorough), stdout=stdout)
+            row.check(view, out, cost.stdout, thorough)
+            return cost
+        except BenchError as error:
+            raise BenchError(f"{row.name}: {error}") from error
+        finally:
+            shutil.rmtree(out)
+
+    def link(self, view: View) -> None:
+        """Put a view's folder under the web server's root."""
+        link = self.scratch / served_folder(view)
+        if not link.exists():
+            link.symlink_to(Path(view.shards[0]).parent)
+
+    @property
+    def parallel(self) -> float:
+        """How much two computing processes gain over one on this machine, at best, in this batch."""
+        return max((2 * one / two for one, two in self.burns), default=0.0)
+
+
+def burn() -> tuple[float, float]:
+    """Time one process that only computes, and two at once."""
+    walls = []
+    for count in (1, 2):
+        start = time.perf_counter()
+        processes = [subprocess.Popen([sys.executable, "-I", "-S", "-c", BURN]) for _ in range(count)]
+        for process in processes:
+            process.wait()
+        walls.append(time.perf_counter() - start)
+    return walls[0], walls[1]
+
+
+def machine() -> dict[str, object]:
+    """Describe where the figures come from."""
+    versions = {}
+    for name in PEERS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "-"
+    return {
+        "processors": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "load": os.getloadavg()[0],
+    }
+
+
+def as_json(batch: Batch, verdicts: list[Verdict], options: argparse.Namespace) -> dict[str, object]:
+    """Gather all that is needed to print the table again, and to doubt it."""
+    rows = {
+        name: {
+            "samples": figures.samples,
+            "cpu_us": figures.cpu_us,
+            "net_us": figures.net_us,
+            "start_s": figures.start_s,
+            "wall_s": figures.wall_s,
+            "peak_rss_mb": figures.peak_rss_mb,
+            "cpu_s_of_runs": [run.cpu_s for run in figures.runs],
+            "wall_s_of_runs": [run.wall_s for run in figures.runs],
+        }
+        for name, figures in batch.results.items()
+    }
+    bars = [
+        {**asdict(verdict.bar), "measured": verdict.measured, "net": verdict.net, "word": verdict.word}
+        for verdict in verdicts
+    ]
+    data = {
+        name: {"samples_on_disk": base.samples, "bytes_on_disk": base.tar_bytes, "samples": view.samples}
+        for name, (base, view, _) in batch.views.items()
+    }
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "scale": options.scale,
+        "rounds": len(batch.burns),
+        "machine": machine(),
+        "parallel": batch.parallel,
+        "sets": data,
+        "rows": rows,
+        "bars": bars,
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only the rows that bars need; exit 1 when one is missed")
+    parser.add_argument("--rounds", type=int, help="rounds (5, with --check 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="1.0 is about 100 MB of data on disk")
+    parser.add_argument("--only", help="only rows whose name contains this")
+    parser.add_argument("--no-http", action="store_true", help="leave out the rows that need nginx")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="where the sets are kept")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run a batch; the exit code is 1 when a required ratio is missed (with --check), 2 when it cannot be trusted."""
+    options = arguments()
+    rounds = options.rounds or (3 if options.check else 5)
+    http = not options.no_http
+    if http and find_nginx() is None:
+        print("nginx was not found: the http rows are left out", file=sys.stderr)
+        http = False
+    rows = [row for row in all_rows(not options.check, http) if not options.only or options.only in row.name]
+    views: Views = {}
+    for name in dict.fromkeys(row.set for row in rows):
+        plain, dot, _ = name.partition(".")
+        views[name] = sets.make(plain, options.scale, options.data, compressed=bool(dot))
+    with ExitStack() as stack:
+        scratch = Path(tempfile.mkdtemp(prefix="tarmill-bench-", dir=scratch_folder()))
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        needed = 3 * max(view.tar_bytes for _, view, _ in views.values())
+        if (free := shutil.disk_usage(scratch).free) < needed:
+            print(f"{scratch} has {free} bytes free, {needed} are needed: use a smaller --scale", file=sys.stderr)
+            return 2
+        (scratch / "www").mkdir()
+        server = stack.enter_context(serve(scratch / "www")) if any(row.remote for row in rows) else None
+        batch = Batch(rows, views, scratch / "www", server)
+        try:
+            batch.prove()
+            batch.warm()
+            for number in range(rounds):
+                print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+                # Long runs wander less: two of them are enough for the quick batch.
+                batch.round(spare_slow=options.check and 0 < number < rounds - 1)
+            verdicts = judge(batch.results, batch.parallel)
+            if missed := [verdict for verdict in verdicts if not verdict.passed]:
+                print(f"{len(missed)} bars were missed: two more rounds of their rows", file=sys.stderr, flush=True)
+                for _ in range(2):
+                    batch.round(rows_of(missed))
+                verdicts = judge(batch.results, batch.parallel)
+        except BenchError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 2
+    told = as_json(batch, verdicts, options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
+    print(report.as_text(told))
+    names = [verdict.bar.name for verdict in verdicts if not verdict.passed]
+    if names:
+        print(f"\nmissed: {'; '.join(names)}")
+    return 1 if names and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

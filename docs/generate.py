@@ -1,0 +1,72 @@
+"""Write the generated parts of the pages again: option tables from the commands themselves.
+
+usage: generate.py [--check]      (--check writes nothing and fails when a page is out of date)
+
+A page holds a table between `<!-- options: COMMAND -->` and `<!-- end of options -->`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import click
+
+DOCS = Path(__file__).parent
+COMMANDS = {
+    "htmapper": "tarmill.cli.htmapper",
+    "htextract": "tarmill.cli.htextract",
+}
+MARKS = re.compile(r"(<!-- options: (\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
+
+
+def command_of(name: str) -> click.Command:
+    """Find the click command behind a script's name."""
+    module = importlib.import_module(COMMANDS[name])
+    found = [value for value in vars(module).values() if isinstance(value, click.Command)]
+    if len(found) != 1:
+        raise SystemExit(f"{module.__name__} has {len(found)} click commands; expected 1")
+    return found[0]
+
+
+def table(command: click.Command) -> str:
+    """Format a command's arguments and options, in the order of its help, as a Markdown table."""
+    context = click.Context(command)
+    lines = ["| option | what it does |", "| --- | --- |"]
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if isinstance(parameter, click.Argument):
+            told = record[1] if record else getattr(parameter, "help", "") or ""
+            record = (parameter.make_metavar(context), told)
+        if record is not None:
+            flags, told = (re.sub(r"\s+", " ", text).replace("|", "\\|") for text in record)
+            lines.append(f"| `{flags}` | {told} |")
+    return "\n".join(lines)
+
+
+def generated(text: str) -> str:
+    """Give a page's text with its tables as they should be."""
+    return MARKS.sub(lambda found: f"{found[1]}\n{table(command_of(found[2]))}\n\n{found[3]}", text)
+
+
+def main(check: bool) -> int:
+    """Write all pages, or compare them; the exit code is 1 when one differs."""
+    stale = 0
+    for page in sorted(DOCS.glob("*.md")):
+        before = page.read_text()
+        after = generated(before)
+        if after != before and check:
+            stale = 1
+            difference = difflib.unified_diff(before.splitlines(), after.splitlines(), page.name, "generated", "", "", 1)
+            print("\n".join([*difference, f"{page.name} is out of date; write it again: make docs"]))
+        elif after != before:
+            page.write_text(after)
+            print(f"wrote {page.name}")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

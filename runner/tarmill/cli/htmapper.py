@@ -1,0 +1,65 @@
+"""htmapper, `tarmill map`: every sample through a Python function."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from tarmill.cli.options import spec_options, split_values
+from tarmill.cli.output import finish_job, run_command
+from tarmill.errors import UsageError
+from tarmill.spec import MapSpec, RunOptions
+
+EPILOG = """\b
+Example: keep the samples whose class is 3, and shorten their text.
+  $ cat keep3.py
+  def process_sample(record):
+      if record["cls"] != b"3":
+          return None
+      record["txt"] = record["txt"][:100]
+      return record
+  $ htmapper -p keep3.py 'train-@0100.tar' 'small-@.tar.gz'
+"""
+
+
+@click.command("map", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@spec_options(MapSpec)
+@spec_options(RunOptions)
+def command(**values: Any) -> None:
+    """Send every sample of the IN shards through a script and write the OUT shards, one for one."""
+    run_command(lambda: _run(values))
+
+
+def _run(values: dict[str, Any]) -> None:
+    from tarmill.jobs.map import run
+
+    options = RunOptions(**split_values(RunOptions, values))
+    name = values.pop("script")
+    spec = MapSpec(**split_values(MapSpec, values), script=read_script(name), script_name=os.path.basename(name))
+    finish_job(lambda console: run(spec, options, console), options, "htmapper")
+
+
+def read_script(path: str) -> str:
+    """Read the text of a user's script.
+
+    Raises:
+        UsageError: there is no such file, or it is no text.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise UsageError(
+            f"script {path!r}: {error.strerror}; expected a Python file that defines process_sample"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"script {path!r} is no UTF-8 text; expected a Python file that defines process_sample"
+        ) from None
+
+
+def main() -> None:
+    """Entry point of the script `htmapper`."""
+    command(prog_name="htmapper")

@@ -1,0 +1,252 @@
+"""What a person sees: progress and reports on standard error, errors as exit codes; standard output is for data."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tarmill.errors import Interrupted, JobFailed, TarmillError
+from tarmill.jobs.listener import Listener
+
+if TYPE_CHECKING:
+    from tarmill.engine.base import Progress
+    from tarmill.jobs.report import Report
+    from tarmill.spec import RunOptions
+
+PLAIN_PERIOD_S = 10.0
+
+
+def say(text: str) -> None:
+    """Print a line for a person, on standard error."""
+    click.echo(text, err=True)
+
+
+class Console(Listener):
+    """Listens to a job and shows it: a bar on a terminal, a line every ten seconds elsewhere, or JSON lines.
+
+    Args:
+        options: `quiet`, `log_format`.
+        title: what the bar calls the job.
+    """
+
+    def __init__(self, options: RunOptions, title: str) -> None:
+        self._json = options.log_format == "json"
+        self._quiet = options.quiet
+        self._dry = options.dry_run
+        self._title = title
+        self._bar: Any = None
+        self._bar_task: Any = None
+        self._started = self._shown = time.monotonic()
+        self._shards = self._shards_done = self._samples_done = self._bytes_done = 0
+        self._bytes_total: int | None = None
+        self._running: dict[int, Progress] = {}
+
+    def plan(self, report: Report, total_bytes: int | None, lines: Sequence[str]) -> None:
+        """Show the plan, and a bar where there is a terminal."""
+        self._started = self._shown = time.monotonic()
+        self._shards, self._shards_done, self._bytes_total = report.shards_total, report.shards_done, total_bytes
+        if self._json:
+            self._emit("plan", job=report.job, shards=report.shards_total, resumed=report.shards_resumed)
+        elif self._dry:
+            say("\n".join(lines))
+        elif not self._quiet:
+            say(lines[0])
+            if sys.stderr.isatty() and self._shards > self._shards_done:
+                self._open_bar()
+
+    def progress(self, progress: Progress) -> None:
+        """Take note of a running task, and show it when it is time."""
+        if progress.done:
+            self._running.pop(progress.index, None)
+        else:
+            self._running[progress.index] = progress
+        self._show()
+
+    def finished(self, index: int, samples: int, read_bytes: int, written_bytes: int) -> None:
+        """Count a finished shard."""
+        self._running.pop(index, None)
+        self._shards_done += 1
+        self._samples_done += samples
+        self._bytes_done += read_bytes
+        if self._json:
+            self._emit("shard", index=index, samples=samples, read_bytes=read_bytes, written_bytes=written_bytes)
+        self._show()
+
+    def failed(self, shard: str, error: TarmillError) -> None:
+        """Tell of a failed shard at once."""
+        if self._json:
+            self._emit("failed", shard=shard, error=error.message)
+        else:
+            self._print(f"failed: {error.message}")
+            if trace := error.facts.get("script_traceback"):
+                self._print(trace.rstrip())
+
+    def note(self, message: str) -> None:
+        """Pass on a message."""
+        if self._json:
+            self._emit("note", message=message)
+        elif not self._quiet:
+            self._print(message)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say(text)
+
+    def _totals(self) -> tuple[int, int]:
+        running = list(self._running.values())
+        samples = self._samples_done + sum(item.samples for item in running)
+        return samples, self._bytes_done + sum(item.read_bytes for item in running)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        samples, read = self._totals()
+        elapsed = max(now - self._started, 1e-6)
+        if self._bar is not None:
+            rates = f"{samples / elapsed:,.0f} samples/s, {read / elapsed / 1e6:,.0f} MB/s"
+            self._bar.update(
+                self._bar_task, completed=read, shards=f"{self._shards_done}/{self._shards} shards", rates=rates
+            )
+        elif now - self._shown >= PLAIN_PERIOD_S and not self._quiet:
+            self._shown = now
+            left = (self._bytes_total - read) * elapsed / read if self._bytes_total and read else None
+            if self._json:
+                self._emit(
+                    "progress", shards_done=self._shards_done, shards=self._shards, samples=samples, read_bytes=read
+                )
+            else:
+                say(
+                    f"{self._shards_done}/{self._shards} shards, {samples:,} samples ({samples / elapsed:,.0f}/s), "
+                    f"{read / 1e6:,.0f} MB ({read / elapsed / 1e6:,.0f}/s)" + (f", {left:,.0f} s left" if left else "")
+                )
+
+    def _open_bar(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn(self._title),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            TextColumn("{task.fields[shards]}"),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(),
+            console=RichConsole(stderr=True),
+            transient=True,
+        )
+        self._bar_task = self._bar.add_task(self._title, total=self._bytes_total or None, shards="", rates="")
+        self._bar.start()
+
+    def _emit(self, event: str, **facts: Any) -> None:
+        say(json.dumps({"event": event, "time_s": round(time.time(), 3), **facts}))
+
+
+def show_report(report: Report, options: RunOptions) -> None:
+    """Print the closing report and write it where `--report` says."""
+    if options.report:
+        from tarmill import storage
+
+        storage.write_bytes(options.report, (json.dumps(report.to_dict(), indent=1) + "\n").encode())
+    if options.log_format == "json":
+        say(json.dumps({"event": "report", **report.to_dict()}))
+    elif not options.quiet and not report.plan_only:
+        for line in report_lines(report):
+            say(line)
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """Write the report as aligned lines: shards, then samples as a sum that balances."""
+    counts = report.counts
+    resumed = f", {report.shards_resumed} of them by an earlier run" if report.shards_resumed else ""
+    failed = sum(1 for item in report.failures if item.index >= 0)
+    yield (
+        f"{'shards':<12}{report.shards_done:>12,} of {report.shards_total:,} done{resumed}"
+        + (f", {failed} failed" if failed else "")
+    )
+    rows: list[tuple[str, int]] = [("read", counts.read)]
+    if counts.added:
+        rows.append(("+ added", counts.added))
+    rows += [(f"- {reason}", -count) for reason, count in sorted(counts.dropped.items())]
+    for name, value in rows:
+        yield f"{name:<22}{value:>12,} samples" if len(name) > 12 else f"{name:<12}{value:>12,} samples"
+    yield f"{'= written':<12}{counts.written:>12,} samples" + ("" if not counts.missing else "  DOES NOT BALANCE")
+    for label, some in (
+        ("kept", counts.kept_damaged),
+        ("unread rest", counts.unread),
+        ("members", counts.skipped_members),
+    ):
+        for reason, count in sorted(some.items()):
+            yield f"{label:<12}{count:>12,} {reason}"
+    if counts.duplicate_keys:
+        yield f"{'keys':<12}{counts.duplicate_keys:>12,} duplicate"
+    rate = f"{counts.read / report.wall_s:,.0f} samples/s" if report.wall_s > 0 else ""
+    yield f"{'bytes':<12}{counts.read_bytes:>12,} read, {counts.written_bytes:,} written, {report.wall_s:.1f} s, {rate}"
+    if report.manifest and report.succeeded:
+        yield f"manifest    {report.manifest}"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    from tarmill.engine.interrupts import interruptible
+
+    with interruptible():
+        yield
+
+
+def run_command(work: Callable[[], None]) -> None:
+    """Run a command's work and leave the process with its exit code; the only place where errors become codes."""
+    code = 0
+    try:
+        with _stopping():
+            work()
+    except Interrupted as stop:
+        say(f"stopped by {'Ctrl-C' if stop.signal_number == 2 else 'SIGTERM'}; run the same command again to go on")
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        _quiet_stdout()
+        code = 141  # 128 + SIGPIPE: whoever read our output has seen enough
+    except JobFailed as error:
+        say(f"error: {error.message}")
+        code = error.exit_code
+    except TarmillError as error:
+        say(f"error: {error.message}")
+        if trace := error.facts.get("script_traceback"):
+            say(trace.rstrip())
+        code = error.exit_code
+    sys.exit(code)
+
+
+def _quiet_stdout() -> None:
+    """Keep the interpreter from complaining, at its end, about a pipe that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finish_job(start: Callable[[Console], Report], options: RunOptions, title: str) -> None:
+    """Run a job under a console and show its report, also when it failed or was stopped."""
+    console = Console(options, title)
+    report: Report | None = None
+    try:
+        report = start(console)
+    except JobFailed as error:
+        report = error.facts.get("report")
+        raise
+    finally:
+        console.close()
+        if report is not None:
+            show_report(report, options)

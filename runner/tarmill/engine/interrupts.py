@@ -1,0 +1,42 @@
+"""From signals to an exception: what Ctrl-C and `kill` mean while a job runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tarmill.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within the block the first SIGINT or SIGTERM raises Interrupted in the main thread; a second ends the process.
+
+    The second one is for a person who cannot wait for the clean-up: `os._exit` at once. Worker processes notice that
+    their driver is gone and end by themselves. Outside of the main thread, where Python cannot take signals, the block
+    changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

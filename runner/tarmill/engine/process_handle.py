@@ -1,0 +1,127 @@
+"""The driver's side of one local worker process: start it, talk to it, end it with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tarmill.engine.channel import Channel
+from tarmill.engine.process_worker import GRACE_S
+
+_MAIN = (
+    "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({channel}, {lifeline})"
+)
+
+
+class WorkerProcess:
+    """A worker process in a process group of its own, so that what a script started can be ended with it.
+
+    The group also keeps the terminal's Ctrl-C from it: the driver decides who stops.
+
+    Args:
+        lifeline_fd: read end of a pipe whose write end only the driver holds.
+    """
+
+    def __init__(self, lifeline_fd: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            path = [entry or os.getcwd() for entry in sys.path]
+            code = _MAIN.format(path=path, channel=theirs.fileno(), lifeline=lifeline_fd)
+            self._process = subprocess.Popen(
+                # -P: a file in the current folder must not stand in for a module before the path is set
+                [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", code],  # type: ignore[attr-defined]
+                stdin=subprocess.DEVNULL,
+                stdout=_standard_error(),  # what a script prints must not mix with data on the driver's standard output
+                pass_fds=(theirs.fileno(), lifeline_fd),
+                process_group=0,
+            )
+        self.channel = Channel(ours.detach())
+        self.pid = self._process.pid
+        self.name = f"process {self.pid}"
+        self._pidfd = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
+
+    @property
+    def sentinel(self) -> int:
+        """A file descriptor that can be read once the process has ended; its channel where the system has no better."""
+        return self._pidfd if self._pidfd >= 0 else self.channel.fd
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended; it is not reaped, so that its group's number stays its own."""
+        if self._pidfd < 0:
+            return self._process.poll() is not None
+        return bool(readable([self._pidfd], 0))
+
+    def receive_waiting(self) -> list[Any]:
+        """The messages that can be read without waiting for a new one."""
+        messages = []
+        with contextlib.suppress(EOFError):
+            while readable([self.channel.fd], 0):
+                messages.append(self.channel.receive())
+        return messages
+
+    def terminate(self) -> None:
+        """Ask the worker to stop what it runs, clean up and end."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def destroy(self) -> int:
+        """End the process group at once, if it still lives, and reap the process.
+
+        Returns:
+            the exit code as `subprocess` has it: negative for a signal.
+        """
+        if self._process.returncode is None:
+            self.kill()
+        code = self._process.wait()
+        self.channel.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        return code
+
+
+def stop(idle: Iterable[WorkerProcess], busy: Iterable[WorkerProcess], grace_s: float = GRACE_S) -> None:
+    """End workers: those with a task get SIGTERM, so that they undo what is half done, and SIGKILL after the grace."""
+    idle, busy = list(idle), list(busy)
+    deadline_s = time.monotonic() + grace_s
+    try:
+        for worker in idle:
+            worker.channel.close()
+        for worker in busy:
+            worker.terminate()
+        left = [*busy, *idle]
+        while left and (rest_s := deadline_s - time.monotonic()) > 0:
+            readable([worker.sentinel for worker in left if worker.sentinel >= 0], min(rest_s, 0.1))
+            left = [worker for worker in left if not worker.has_ended()]
+    finally:
+        for worker in (*busy, *idle):
+            worker.destroy()
+
+
+def readable(fds: Iterable[int], timeout_s: float | None) -> set[int]:
+    """Which of the descriptors can be read, or have reached their end; waits for the first, at most the timeout."""
+    poll = select.poll()
+    for fd in set(fds):
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _event in poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000)}
+
+
+def _standard_error() -> int:
+    try:
+        os.fstat(2)
+    except OSError:
+        return subprocess.DEVNULL
+    return 2

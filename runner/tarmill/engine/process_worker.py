@@ -1,0 +1,81 @@
+"""What runs inside a local worker process: take a task, run it in the main thread, answer; nothing else.
+
+Started as `python -c`, never through the driver's `__main__`. A fresh interpreter imports this module only; what a task
+needs is imported with the task.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+from tarmill.engine import meter
+from tarmill.engine.attempt import run_packed
+from tarmill.engine.base import Progress
+from tarmill.engine.channel import Channel
+from tarmill.errors import Interrupted
+
+GRACE_S = 1.2
+
+
+class _Worker:
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.may_stop_here = False  # in a task or waiting for one: an exception does no harm
+        self.stopping = False
+
+    def on_terminate(self, number: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+        if self.may_stop_here:
+            self.may_stop_here = False
+            raise Interrupted(number)
+
+    def serve(self) -> None:
+        reporting = False
+        while not self.stopping:
+            try:
+                self.may_stop_here = not self.stopping
+                index, payload = self.channel.receive()
+                if not reporting:
+                    meter.Reporter(self.tell)
+                    reporting = True
+                reply = run_packed(payload, index)
+            finally:
+                self.may_stop_here = False
+            self.channel.send(reply)
+
+    def tell(self, progress: Progress) -> None:
+        try:
+            self.channel.send(progress)
+        except OSError:  # the driver is gone; the lifeline tells that too
+            return
+
+
+def main(channel_fd: int, lifeline_fd: int) -> None:
+    """Serve the driver at the other end of the channel until it closes the channel, ends, or sends SIGTERM."""
+    # The terminal's Ctrl-C is the driver's to judge. Not SIG_IGN: programs that a script starts would inherit that.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    worker = _Worker(Channel(channel_fd))
+    signal.signal(signal.SIGTERM, worker.on_terminate)
+    os.set_inheritable(channel_fd, False)
+    os.set_inheritable(lifeline_fd, False)
+    threading.Thread(target=_end_with_driver, args=(lifeline_fd,), name="tarmill-lifeline", daemon=True).start()
+    try:
+        worker.channel.send("ready")
+        worker.serve()
+    except Interrupted as stop:
+        sys.exit(stop.exit_code)
+    except (EOFError, ConnectionError):
+        return  # the driver needs this worker no more
+
+
+def _end_with_driver(lifeline_fd: int) -> None:
+    """Wait for the end of the driver, even by SIGKILL; then stop the task, and after a grace everything it started."""
+    os.read(lifeline_fd, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.killpg(os.getpgid(0), signal.SIGKILL)

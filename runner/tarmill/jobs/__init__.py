@@ -1,0 +1,1 @@
+"""The jobs: one `run(spec, options)` per kind, and what they share."""

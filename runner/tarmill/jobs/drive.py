@@ -1,0 +1,129 @@
+"""What all jobs share: pick an engine, run tasks on it, gather outcomes, retry what a store may give next time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from tarmill import storage
+from tarmill.engine.base import Engine, Outcome, R, T
+from tarmill.engine.serial import serial_engine
+from tarmill.errors import StorageError, TarmillError, UsageError
+from tarmill.jobs.listener import Listener
+from tarmill.planning.tasks import Shard
+from tarmill.spec import RunOptions
+
+SHARD_TRIES = 3
+"""How often a shard is tried when the store fails in a way that may pass."""
+
+
+def settings_of(options: RunOptions) -> storage.StorageSettings:
+    """Give the storage settings that the options ask for, and put them in force in this process."""
+    settings = storage.StorageSettings(
+        ca_file=options.ca_file or None,
+        scratch_dir=options.scratch_dir or None,
+        verify_uploads=options.verify_uploads,
+    )
+    storage.configure(settings)
+    return settings
+
+
+def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engine:
+    """Pick where tasks run: a Dask scheduler when one is named, worker processes, or this process for one worker.
+
+    Args:
+        options: scheduler, workers, task timeout.
+        tasks: how many there are; no more workers than that.
+        urls: what the tasks read and write; streams and memory stay in this process.
+
+    Raises:
+        UsageError: `-c` with a stream or memory, which workers elsewhere cannot reach.
+    """
+    here = [url for url in urls if storage.capabilities(url).shared == "process"]
+    if options.scheduler:
+        if here:
+            raise UsageError(
+                f"{storage.mask(here[0])!r} belongs to this process; with -c use files or URLs that workers reach"
+            )
+        from tarmill.engine.cluster import DaskEngine
+
+        return DaskEngine(
+            options.scheduler,
+            tls_ca_file=options.tls_ca or None,
+            tls_cert=options.tls_cert or None,
+            tls_key=options.tls_key or None,
+            task_timeout_s=options.task_timeout or None,
+        )
+    cores = len(os.sched_getaffinity(0))
+    remote = any(storage.capabilities(url).shared == "everywhere" for url in urls)
+    # an upload waits for the network while nothing is computed: twice the processes keep the cores busy
+    workers = min(options.workers or (2 * cores if remote else cores), tasks)
+    if here or (workers <= 1 and not options.task_timeout):
+        return serial_engine()
+    from tarmill.engine.processes import process_engine
+
+    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None)
+
+
+def run_tasks(
+    engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener
+) -> Iterator[Outcome[T, R]]:
+    """Run tasks and yield each one's last outcome; those whose store failed in a way that may pass are tried again."""
+    left = list(tasks)
+    for attempt in range(1, SHARD_TRIES + 1):
+        again = []
+        with closing(engine.run(function, left, on_progress=listener.progress)) as outcomes:
+            for outcome in outcomes:
+                error = outcome.error
+                if attempt < SHARD_TRIES and isinstance(error, StorageError) and error.retryable:
+                    listener.note(f"trying {outcome.task.label} again: {error}")
+                    again.append(outcome.task)
+                else:
+                    yield outcome
+        left = again
+        if not left:
+            return
+
+
+def probe_workers(engine: Engine, shard: Shard, folder: str) -> None:
+    """Make sure, before the work starts, that every worker of a cluster is of our version and sees the same files.
+
+    Args:
+        engine: those that run in this machine's processes need no probe.
+        shard: an input; every worker must see it in the same version.
+        folder: of the outputs; every worker must be able to write there.
+
+    Raises:
+        UsageError: a worker differs or cannot; the message names it.
+    """
+    check, probe = getattr(engine, "check_versions", None), getattr(engine, "probe", None)
+    if check is None or probe is None:
+        return
+    check()
+    local = [url for url in (shard.url, folder) if storage.scheme_of(url) == "file"]
+    if not local:
+        return
+    found: dict[str, Any] = probe(look_from_worker, (shard.url, shard.version, folder))
+    for worker, answer in found.items():
+        if answer is not None:
+            raise UsageError(
+                f"worker {worker} does not see the same files as this machine: {answer}; use a file system that all "
+                "workers share under the same path, or URLs",
+                worker=worker,
+            )
+
+
+def look_from_worker(places: tuple[str, str | None, str]) -> str | None:
+    """Run on every worker by `probe_workers`: what is wrong with the files seen from here, or None."""
+    url, version, folder = places
+    try:
+        if storage.scheme_of(url) == "file" and storage.stat(url).version != version:
+            return f"{url} is another file there"
+        if storage.scheme_of(folder) == "file":
+            with storage.open_write(f"{folder}.tarmill-probe-{os.getpid()}", owner="probe") as stream:
+                stream.abort()
+    except TarmillError as error:
+        return error.message
+    return None

@@ -1,0 +1,62 @@
+"""From a shard pattern to pinned shards: listed where that is needed, looked at, hashes known from manifests."""
+
+from __future__ import annotations
+
+import json
+
+from tarmill import storage
+from tarmill.errors import NotFoundError, StorageError
+from tarmill.formats.shards import ShardPattern
+from tarmill.planning.tasks import Shard
+
+MANIFEST_SUFFIX = ".manifest.json"
+
+
+def find_shards(pattern: ShardPattern) -> list[Shard]:
+    """Resolve an input pattern into shards, each pinned to the version that is there now.
+
+    Raises:
+        ShardPatternError: it matches nothing, or its count is open.
+        NotFoundError: a shard of a numbered pattern is missing; the message says which and how many.
+    """
+    urls = list_shards(pattern)
+    if urls == ["-"]:
+        return [Shard("-", "standard input")]
+    hashes = known_hashes(pattern)
+    found: list[Shard] = []
+    try:
+        for info in storage.stat_many(urls):
+            size, digest = hashes.get(info.url.rsplit("/", 1)[-1], (None, ""))
+            content_hash = digest if size == info.size_bytes else ""
+            found.append(Shard(info.url, storage.mask(info.url), info.size_bytes, info.version, content_hash))
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"input shard {storage.mask(urls[len(found)])} (number {len(found) + 1} of {len(urls)}) is not there; "
+            "check the pattern's count and place, or write the missing shard",
+            url=error.facts.get("url", ""),
+        ) from None
+    return found
+
+
+def list_shards(pattern: ShardPattern) -> list[str]:
+    """Name the URLs of an input pattern, in order, without looking at them (but for lists, folders and wildcards)."""
+    return pattern.resolve(
+        lambda prefix: (info.url for info in storage.list_urls(prefix)),
+        lambda url: storage.read_bytes(url).decode("utf-8", "surrogateescape").splitlines(),
+    )
+
+
+def manifest_url(pattern: ShardPattern) -> str:
+    """Name the manifest of a data set: `train-@0100.tar` -> `train.manifest.json`."""
+    return f"{pattern.folder}{pattern.stem}{MANIFEST_SUFFIX}"
+
+
+def known_hashes(pattern: ShardPattern) -> dict[str, tuple[int, str]]:
+    """Read what the input's own manifest, where tarmill wrote one, knows of its shards: name -> (size, hash)."""
+    if pattern.needs_listing or pattern.list_files:
+        return {}
+    try:
+        manifest = json.loads(storage.read_bytes(manifest_url(pattern)))
+        return {shard["name"]: (shard["size_bytes"], shard["content_hash"]) for shard in manifest["shards"]}
+    except (StorageError, ValueError, KeyError, TypeError):
+        return {}  # most data sets have none; a damaged one proves nothing

@@ -1,0 +1,30 @@
+"""How a job tells what happens, to whoever wants to know; no heavy import, since every command loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tarmill.engine.base import Progress
+    from tarmill.errors import TarmillError
+    from tarmill.jobs.report import Report
+
+
+class Listener:
+    """Who wants to know how a job goes; this one keeps quiet."""
+
+    def plan(self, report: Report, total_bytes: int | None, lines: Sequence[str]) -> None:
+        """The plan is made; `lines` tell it to people."""
+
+    def progress(self, progress: Progress) -> None:
+        """A running task got on."""
+
+    def finished(self, index: int, samples: int, read_bytes: int, written_bytes: int) -> None:
+        """A shard is done."""
+
+    def failed(self, shard: str, error: TarmillError) -> None:
+        """A shard failed for good."""
+
+    def note(self, message: str) -> None:
+        """Something that a person should know."""

@@ -1,0 +1,166 @@
+"""What a job leaves beside its outputs: `_tarmill/<job id>/` while it works, the data set's manifest at the end.
+
+Each finished shard leaves a small manifest; a rerun of the same job does only what has none. The data set's manifest
+comes last, after every shard was looked at once more: who trusts only the manifest never sees half a data set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from tarmill import __version__, storage
+from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, TarmillError
+from tarmill.formats.digest import to_hex
+from tarmill.planning.counts import Counts
+from tarmill.planning.tasks import OutputShard, ShardDone
+
+MANIFEST_FORMAT = 1
+_PARALLEL = 16
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class JobFolder:
+    """The small files of one job, at a folder URL that ends with '/'."""
+
+    def __init__(self, outputs_folder: str, job: str) -> None:
+        self.job = job
+        self.url = f"{outputs_folder}_tarmill/{job}/"
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Note that this job may write its outputs from now on."""
+        storage.write_bytes(self.url + "job.json", _to_json({"format": MANIFEST_FORMAT, "job": self.job, **facts}))
+
+    def has_begun(self) -> bool:
+        """Tell whether this job was begun before."""
+        return _find(self.url + "job.json") is not None
+
+    def finished(self, indices: Iterable[int], outputs: Sequence[str]) -> dict[int, ShardDone]:
+        """Read which shards are finished: those with a manifest whose output still has that size and version."""
+
+        def look(index: int) -> ShardDone | None:
+            try:
+                done = ShardDone.from_dict(json.loads(storage.read_bytes(shard_manifest(self.url, index))))
+            except (NotFoundError, ValueError, KeyError, TypeError):
+                return None
+            return done if done.output and fault_of(done.output, outputs[index]) is None else None
+
+        return {done.index: done for done in in_parallel(look, indices) if done is not None}
+
+    def sweep(self, outputs: Iterable[str]) -> None:
+        """Remove unfinished temp files that killed processes of this job left."""
+        for folder in sorted({url[: url.rfind("/") + 1] for url in outputs} | {self.url}):
+            with suppress(NotFoundError):
+                storage.sweep(folder or "./", self.job)
+
+
+def shard_manifest(state: str, index: int) -> str:
+    """Name the manifest of one finished shard in a job's folder."""
+    return f"{state}shard-{index:07d}.json"
+
+
+def rejected_part(state: str, index: int) -> str:
+    """Name the file of one shard's rejected samples in a job's folder."""
+    return f"{state}rejected-{index:07d}.jsonl"
+
+
+def save_shard(state: str, done: ShardDone, owner: str) -> None:
+    """Note that a shard is finished; called after its output was committed."""
+    storage.write_bytes(shard_manifest(state, done.index), _to_json(done.to_dict()), owner=owner)
+
+
+def fault_of(output: OutputShard, url: str) -> str | None:
+    """Look at a committed output once more: what is wrong with it, or None."""
+    found = _find(url)
+    if found is None:
+        return "is gone"
+    if found.size_bytes != output.size_bytes or found.version != output.version:
+        return f"has {found.size_bytes} bytes, version {found.version}, not {output.size_bytes} and {output.version}"
+    return None
+
+
+def refuse_existing(outputs: Sequence[str], job: str) -> None:
+    """Refuse to write over outputs of another job.
+
+    Raises:
+        OutputExistsError: names the first one, and how to go on.
+    """
+    there = [url for url, found in zip(outputs, in_parallel(_find, outputs), strict=True) if found is not None]
+    if there:
+        raise OutputExistsError(
+            f"{len(there)} of {len(outputs)} outputs exist already and are not of this job ({job}), the first is "
+            f"{storage.mask(there[0])}; choose another name, or allow it with --exists overwrite",
+            url=storage.mask(there[0]),
+            job=job,
+        )
+
+
+def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: Sequence[str], counts: Counts) -> None:
+    """Look at every shard once more, then write the data set's manifest.
+
+    Raises:
+        ChangedError: an output is no longer what this job wrote.
+    """
+    shards = [item.output for item in done if item.output is not None]
+    faults = in_parallel(lambda pair: fault_of(*pair), list(zip(shards, outputs, strict=True)))
+    for output, fault in zip(shards, faults, strict=True):
+        if fault is not None:
+            raise ChangedError(
+                f"output {output.name} {fault}: something else writes there; the data set's manifest was not written. "
+                "Run the command again: it writes just what is missing",
+                url=output.name,
+            )
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "tarmill": __version__,
+        "kind": kind,
+        "job": job,
+        "samples": sum(shard.samples for shard in shards),
+        "members": sum(shard.members for shard in shards),
+        "size_bytes": sum(shard.size_bytes for shard in shards),
+        "digest": to_hex(sum(int(shard.digest, 16) for shard in shards)),
+        "counts": counts.to_dict(),
+        "shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in shards],
+    }
+    storage.write_bytes(url, _to_json(manifest), owner=job)
+
+
+def _find(url: str) -> storage.Stat | None:
+    try:
+        return storage.stat(url)
+    except NotFoundError:
+        return None
+
+
+def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """Call a function that waits for a store on many items; results in order, the first error is raised."""
+    known = list(items)
+    if len(known) < 2:
+        return [function(item) for item in known]
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return list(pool.map(function, known))
+
+
+def _to_json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def read_manifest(url: str) -> dict[str, Any]:
+    """Read a data set's manifest.
+
+    Raises:
+        NotFoundError: there is none.
+        TarmillError: it is no manifest of tarmill.
+    """
+    try:
+        found = json.loads(storage.read_bytes(url))
+        if found["format"] == MANIFEST_FORMAT and isinstance(found["shards"], list):
+            return dict(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise TarmillError(f"{storage.mask(url)} is no data set manifest of tarmill; remove it, or name another", url=url)

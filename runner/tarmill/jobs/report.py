@@ -1,0 +1,62 @@
+"""The closing report of a job: what was read, written and left out, and whether it balances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tarmill.planning.counts import Counts
+
+
+@dataclass(slots=True)
+class Failure:
+    """A shard that failed: what errors call it, and the message of its error."""
+
+    index: int
+    shard: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """How a job ended."""
+
+    kind: str
+    job: str
+    shards_total: int
+    output: str = ""
+    manifest: str = ""
+    shards_done: int = 0
+    shards_resumed: int = 0
+    """Of those done: finished by an earlier run."""
+    counts: Counts = field(default_factory=Counts)
+    failures: list[Failure] = field(default_factory=list)
+    digest: str = ""
+    wall_s: float = 0.0
+    interrupted: bool = False
+    plan_only: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every shard is done and every sample is accounted for."""
+        return not self.failures and self.shards_done == self.shards_total and self.counts.missing == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-able values, for `--report`."""
+        return {
+            "kind": self.kind,
+            "job": self.job,
+            "succeeded": self.succeeded,
+            "interrupted": self.interrupted,
+            "output": self.output,
+            "manifest": self.manifest,
+            "shards": {"total": self.shards_total, "done": self.shards_done, "resumed": self.shards_resumed},
+            "samples": self.counts.to_dict(),
+            "balanced": self.counts.missing == 0,
+            "digest": self.digest,
+            "wall_s": round(self.wall_s, 3),
+            "failures": [{"index": f.index, "shard": f.shard, "message": f.message} for f in self.failures],
+            "notes": self.notes,
+        }

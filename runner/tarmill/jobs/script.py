@@ -1,0 +1,174 @@
+"""The user's script: loaded from its text, checked before any worker starts, called sample by sample.
+
+The text travels inside the task, so that every worker runs the same script whatever lies on its disk.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tarmill.errors import ScriptError
+from tarmill.formats.samples import Record
+from tarmill.formats.tar_write import check_key
+
+_MODULE = "tarmill_user_script"
+
+
+@dataclass(slots=True)
+class Script:
+    """A loaded script; exactly one of the two functions is set."""
+
+    name: str
+    process_sample: Callable[[Record], Any] | None
+    process_samples: Callable[[Iterator[Record]], Iterable[Any]] | None
+    setup: Callable[[dict[str, str]], Any] | None
+
+
+_prepared: dict[tuple[str, str, tuple[tuple[str, str], ...]], Script] = {}
+_preparing = threading.Lock()  # a Dask worker may run several tasks in threads of one process
+
+
+def prepared(text: str, name: str, params: dict[str, str]) -> Script:
+    """Load a script once per process and run its `setup(params)`; later calls give the same one."""
+    identity = (text, name, tuple(sorted(params.items())))
+    with _preparing:
+        if identity not in _prepared:
+            script = load(text, name)
+            if script.setup is not None:
+                try:
+                    script.setup(dict(params))
+                except Exception as error:
+                    raise failure(name, "setup(params) failed", error) from None
+            _prepared[identity] = script
+        return _prepared[identity]
+
+
+def load(text: str, name: str) -> Script:
+    """Compile and run a script's text and find its functions.
+
+    Raises:
+        ScriptError: it does not compile, fails when it is run, or defines neither function, or both.
+    """
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    try:
+        code = compile(text, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        shown = (getattr(error, "text", None) or "").rstrip()
+        raise ScriptError(
+            f"{name}, line {line}: {getattr(error, 'msg', error)}{': ' + shown.strip() if shown else ''}; "
+            "mend the script",
+            script=name,
+            line=line,
+        ) from None
+    module = types.ModuleType(_MODULE)
+    module.__file__ = name
+    sys.modules[_MODULE] = module  # dataclasses and pickle look a class's module up there
+    try:
+        exec(code, module.__dict__)
+    except Exception as error:
+        raise failure(name, "the script failed while it was loaded", error) from None
+    one = getattr(module, "process_sample", None)
+    many = getattr(module, "process_samples", None)
+    for found, wanted in ((one, "process_sample"), (many, "process_samples")):
+        if found is not None and not callable(found):
+            raise ScriptError(f"{name}: {wanted} is {type(found).__name__}; expected a function", script=name)
+    if (one is None) == (many is None):
+        fact = "defines neither process_sample nor process_samples" if one is None else "defines both functions"
+        raise ScriptError(
+            f"{name} {fact}; expected exactly one of\n"
+            "    def process_sample(record): ... return record   # or None to drop it, or several records\n"
+            "    def process_samples(records): ...               # a generator over a whole shard",
+            script=name,
+        )
+    return Script(name, one, many, getattr(module, "setup", None))
+
+
+def failure(name: str, fact: str, error: Exception, key: str = "", shard: str = "") -> ScriptError:
+    """Tell an exception of the user's code as a ScriptError: what, with file and line, and the trimmed traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == name]
+    where = f"{name}, line {own[-1].lineno}" if own else name
+    text = "".join(traceback.format_list(frames[frames.index(own[0]) :] if own else frames))
+    text += "".join(traceback.format_exception_only(error))
+    sample = f" on sample {key!r} of {shard}" if key else ""
+    return ScriptError(
+        f"{where}: {type(error).__name__}: {error} ({fact}{sample})",
+        script=name,
+        line=own[-1].lineno if own else None,
+        key=key,
+        shard=shard,
+        reason="script-error",
+        script_traceback=text,
+    )
+
+
+def results_of(result: Any, name: str, key: str) -> list[Record]:
+    """Turn what `process_sample` returned into a list of records: none, one or several.
+
+    Raises:
+        ScriptError: it is nothing of the kind.
+    """
+    if result is None:
+        return []
+    if isinstance(result, dict):
+        return [result]
+    if isinstance(result, str | bytes | bytearray | memoryview) or not isinstance(result, Iterable):
+        raise _nonsense(result, name, key)
+    found = list(result)
+    for item in found:
+        if not isinstance(item, dict):
+            raise _nonsense(item, name, key, inside=True)
+    return found
+
+
+def _nonsense(value: Any, name: str, key: str, inside: bool = False) -> ScriptError:
+    what = "process_sample gave an iterable with" if inside else "process_sample returned"
+    return ScriptError(
+        f"{name}: {what} {type(value).__name__} {_short(value)} for sample {key!r}; expected a dict, None to drop the "
+        "sample, or an iterable of dicts",
+        script=name,
+        key=key,
+        reason="bad-result",
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def key_of(record: Record, source_key: str, name: str) -> str:
+    """Find the key that a returned record means: `__key__` or a str `key`, whichever differs from the input's.
+
+    Raises:
+        ScriptError: both differ and not in the same way, or the key is no str or cannot be stored.
+    """
+    main = record.get("__key__", source_key)
+    alias = record.get("key", source_key)
+    if not isinstance(alias, str):
+        alias = source_key  # a field named "key"
+    if not isinstance(main, str):
+        raise ScriptError(
+            f"{name}: __key__ is {type(main).__name__} {_short(main)} for sample {source_key!r}; expected a str",
+            script=name,
+            key=source_key,
+            reason="bad-key",
+        )
+    if main not in (source_key, alias) and alias != source_key:
+        raise ScriptError(
+            f"{name}: sample {source_key!r} came back with __key__ {main!r} and key {alias!r}; change one of them",
+            script=name,
+            key=source_key,
+            reason="bad-key",
+        )
+    key = main if main != source_key else alias
+    check_key(key)
+    return key

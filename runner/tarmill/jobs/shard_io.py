@@ -1,0 +1,129 @@
+"""Shards in and out: store, compression and tar joined, with hashes and meters on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from xxhash import xxh3_128
+
+from tarmill import storage
+from tarmill.engine.meter import Meter
+from tarmill.errors import ChangedError
+from tarmill.formats.compression import codec_for, compress, decompress
+from tarmill.formats.digest import to_hex
+from tarmill.formats.samples import ReadOptions, Record, Tally
+from tarmill.formats.tar_read import iter_samples
+from tarmill.formats.tar_window import RawInput
+from tarmill.formats.tar_write import TarSink
+from tarmill.planning.tasks import OutputShard, Shard
+
+
+class _Metered:
+    """A raw input that tells the meter what passed, and hashes it where a manifest knows what must come out."""
+
+    def __init__(self, stream: storage.ReadStream, shard: Shard, meter: Meter) -> None:
+        self._stream = stream
+        self._shard = shard
+        self._meter = meter
+        self._hash = xxh3_128() if shard.content_hash else None
+        self.seek = stream.seek
+        self.tell = stream.tell
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer; at the end compare the hash."""
+        count = self._stream.readinto(buffer) or 0
+        self._meter.read_bytes += count
+        if self._hash is not None:
+            if count:
+                self._hash.update(buffer[:count])
+            else:
+                self._compare(self._hash.hexdigest())
+        return count
+
+    def seekable(self) -> bool:
+        """Tell whether parts can be passed over; not when everything has to be hashed."""
+        return self._hash is None and self._stream.seekable()
+
+    def _compare(self, found: str) -> None:
+        if found != self._shard.content_hash:
+            raise ChangedError(
+                f"{self._shard.label}: its bytes have the hash {found}, but the data set's manifest says "
+                f"{self._shard.content_hash}; it was damaged on the way or overwritten: read or write it again",
+                url=self._shard.label,
+                retryable=True,
+            )
+
+
+@contextmanager
+def open_samples(
+    shard: Shard, options: ReadOptions, tally: Tally, meter: Meter, *, verify: bool = True
+) -> Iterator[Iterator[Record]]:
+    """Open a shard and give the iterator over its samples (see `formats.tar_read.iter_samples`).
+
+    Args:
+        shard: read at its pinned version; the whole of it is compared with `content_hash` where that is known.
+        verify: False leaves that comparison out, which lets unwanted fields be passed over.
+    """
+    if not verify and shard.content_hash:
+        shard = Shard(shard.url, shard.label, shard.size_bytes, shard.version)
+    with storage.open_read(shard.url, version=shard.version) as stream:
+        raw, _ = decompress(_Metered(stream, shard, meter), shard.label)
+        reopen = None if shard.url == "-" else lambda: _open_again(shard)
+        yield iter_samples(raw, shard.label, options, tally, reopen)
+
+
+def _open_again(shard: Shard) -> RawInput:
+    stream = storage.open_read(shard.url, version=shard.version)
+    return decompress(stream, shard.label)[0]
+
+
+class ShardOutput:
+    """One output shard in the making: samples in, hashed and compressed bytes out, committed whole or not at all."""
+
+    def __init__(self, url: str, name: str, owner: str, level: int, meter: Meter) -> None:
+        self._name = name
+        self._meter = meter
+        self._hash = xxh3_128()
+        self._codec = codec_for(url)
+        self._stream = storage.open_write(url, owner=owner, content_type="application/x-tar")
+        self._packer = compress(_Hashed(self), self._codec, None if level < 0 else level)
+        self.sink = TarSink(self._packer.write)
+
+    def write(self, block: Any) -> None:
+        """Take packed bytes: hash them and hand them to the store."""
+        self._hash.update(block)
+        self._meter.written_bytes += self._stream.write(block)
+
+    def commit(self) -> OutputShard:
+        """End the archive and publish it."""
+        self.sink.finish()
+        self._packer.finish()
+        receipt = self._stream.commit()
+        return OutputShard(
+            name=self._name,
+            size_bytes=self._stream.bytes_written,
+            version=receipt.version,
+            content_hash=self._hash.hexdigest(),
+            samples=self.sink.samples,
+            members=self.sink.members,
+            digest=to_hex(self.sink.digest),
+        )
+
+    def __enter__(self) -> ShardOutput:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._stream.abort()  # nothing happens after a commit
+
+
+class _Hashed:
+    """The raw output that a packer writes to."""
+
+    def __init__(self, output: ShardOutput) -> None:
+        self._output = output
+
+    def write(self, data: Any, /) -> int:
+        self._output.write(data)
+        return len(data)

@@ -1,0 +1,1 @@
+"""Pure planning: specs, names and sizes in; tasks, job ids and counts out."""

@@ -1,0 +1,87 @@
+"""What crosses to a worker and back: small, frozen, picklable; never sample bytes, never a secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tarmill.planning.counts import Counts
+from tarmill.spec import MapSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input shard, pinned to the version that was seen when the job was planned."""
+
+    url: str
+    label: str
+    """The URL for people and hashes, without a password."""
+    size_bytes: int | None = None
+    version: str | None = None
+    """None: whatever is there (a stream that cannot be looked at)."""
+    content_hash: str = ""
+    """xxh3_128 of the stored bytes, where a manifest knows it; reading compares."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapTask:
+    """Map one shard to one output shard."""
+
+    index: int
+    shard: Shard
+    output: str
+    spec: MapSpec
+    job: str
+    """Job id: owner of temp files."""
+    state: str
+    """Folder URL for this job's small files, with '/' at its end; "" for none (streams)."""
+    settings: Any
+    """`storage.StorageSettings`, to be put in force in the worker."""
+
+    @property
+    def label(self) -> str:
+        """What messages call the task."""
+        return self.shard.label
+
+
+@dataclass(frozen=True, slots=True)
+class OutputShard:
+    """A shard that was written and committed."""
+
+    name: str
+    """Relative to the folder of the data set."""
+    size_bytes: int
+    version: str
+    content_hash: str
+    """xxh3_128 of the stored bytes."""
+    samples: int
+    members: int
+    digest: str
+    """Multiset hash of the samples, 32 hex digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """How one shard ended well: the result of a task, and the content of its manifest."""
+
+    index: int
+    counts: Counts
+    output: OutputShard | None
+    rejected: int = 0
+    """How many lines its file of rejected samples has."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give JSON-able values."""
+        output = self.output
+        return {
+            "index": self.index,
+            "rejected": self.rejected,
+            "counts": self.counts.to_dict(),
+            "output": {name: getattr(output, name) for name in output.__slots__} if output else None,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read what `to_dict` gave; KeyError or TypeError for anything else."""
+        output = OutputShard(**values["output"]) if values["output"] else None
+        return cls(values["index"], Counts.from_dict(values["counts"]), output, values["rejected"])

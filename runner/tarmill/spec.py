@@ -1,0 +1,331 @@
+"""The specs: what a job is, as frozen values; the one source of command line options, spec files and, later, CRDs.
+
+A field's help, default and choices stand beside it, by `option`. Names are snake_case in Python and camelCase in files;
+`to_dict` and `from_dict` convert. A spec says what bytes come out, never where it runs: that is `RunOptions`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tarmill.errors import SpecError
+from tarmill.formats.samples import DEFAULT_MAX_MEMBER_BYTES, OnError
+
+API_VERSION = "tarmill.dev/v1alpha1"
+FORMAT_VERSION = 1
+"""Goes into every job id: raise it when the same spec would give other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What a command line, a spec file or a CRD needs to know of a field, besides its type and default."""
+
+    help: str
+    flags: tuple[str, ...] = ()
+    """Command line flags; () for `--field-name`, or an argument where `argument` is set."""
+    argument: bool = False
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+    unit: str = ""
+    """"bytes" for sizes such as 500MB, "seconds" for durations such as 5m."""
+    identity: bool = False
+    """Whether the value changes the bytes that come out, so that it is part of the job id."""
+    hidden: bool = False
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, **facts: Any) -> Any:
+    """Declare a field of a spec with its `Option`; mutable defaults are copied."""
+    metadata = {"option": Option(help=help, **facts)}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def option_of(spec_field: dataclasses.Field[Any]) -> Option:
+    """Give the `Option` of a dataclass field that was declared by `option`."""
+    found: Option = spec_field.metadata["option"]
+    return found
+
+
+class Spec:
+    """What all specs share: choices are checked, conversion to and from dicts."""
+
+    def __post_init__(self) -> None:
+        for spec_field in dataclasses.fields(self):  # type: ignore[arg-type]
+            known = option_of(spec_field)
+            value = getattr(self, spec_field.name)
+            if known.choices and value not in known.choices:
+                self.refuse(spec_field.name, f"expected one of {', '.join(known.choices)}")
+
+    def refuse(self, name: str, expected: str) -> typing.NoReturn:
+        """Raise the SpecError for a field's value: found, expected, where."""
+        value = getattr(self, name)
+        raise SpecError(f"{_flag(type(self), name)} is {value!r}; {expected}", field=name, value=value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields that differ from their defaults, in camelCase, as JSON-able values."""
+        found = {}
+        for spec_field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, spec_field.name)
+            default = (
+                spec_field.default_factory()
+                if spec_field.default_factory is not dataclasses.MISSING
+                else spec_field.default
+            )
+            if value != default:
+                found[camel(spec_field.name)] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build a spec from what `to_dict` gives or a person wrote.
+
+        Raises:
+            SpecError: an unknown field (with the nearest known one), a value of another type, a missing field.
+        """
+        hints = typing.get_type_hints(cls)
+        names = {camel(f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        found = {}
+        for name, value in values.items():
+            if name not in names:
+                raise SpecError(f"unknown field {name!r}{_nearest(name, names)}", field=name, value=value)
+            found[names[name].name] = _checked(name, value, hints[names[name].name])
+        for name, spec_field in names.items():
+            required = spec_field.default is spec_field.default_factory is dataclasses.MISSING
+            if required and spec_field.name not in found:
+                raise SpecError(f"field {name!r} is missing; {option_of(spec_field).help}", field=name, value=None)
+        return cls(**found)
+
+
+def camel(name: str) -> str:
+    """`max_member_bytes` -> `maxMemberBytes`."""
+    first, *rest = name.split("_")
+    return first + "".join(word.capitalize() for word in rest)
+
+
+def _flag(kind: type, name: str) -> str:
+    known = {f.name: option_of(f) for f in dataclasses.fields(kind)}.get(name)
+    if known is None or known.argument:
+        return name.upper()
+    return known.flags[-1] if known.flags else "--" + name.replace("_", "-")
+
+
+def _nearest(name: str, names: typing.Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Check a value from a file against the type of its field; lists become tuples."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        base = typing.get_origin(kind) or kind
+        if base is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        if base is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, base) and not (base is int and isinstance(value, bool)):
+            return value
+    wanted = " or ".join(getattr(typing.get_origin(k) or k, "__name__", str(k)) for k in kinds).replace("tuple", "list")
+    raise SpecError(
+        f"field {name!r} is {value!r}; expected {wanted.replace('NoneType', 'null')}", field=name, value=value
+    )
+
+
+_ON_ERROR = tuple(policy.value for policy in OnError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSpec(Spec):
+    """How inputs are read: shared by all kinds that read shards."""
+
+    input: str = option(
+        help="Input shards: `train-@0100.tar`, `{000..099}`, a glob, a prefix, `@list.txt`, URL or `-`.",
+        argument=True,
+        metavar="IN",
+    )
+    key_function: str = option(
+        "base_plus_ext",
+        identity=True,
+        flags=("-k", "--key-function"),
+        metavar="NAME|REGEX",
+        help="How a member's name splits into key and field: base_plus_ext, dir_plus_file, last_dir, or a regex with "
+        "two groups.",
+    )
+    on_error: str = option(
+        "fail",
+        identity=True,
+        choices=_ON_ERROR,
+        help="A bad sample or shard: fail it, skip the sample, stop the shard there, or ignore and keep what there is.",
+    )
+    max_errors: str = option(
+        "",
+        metavar="N|P%",
+        help="Fail the job when more samples than this were left out because of errors: a count, or a percentage.",
+    )
+    max_member: int = option(
+        DEFAULT_MAX_MEMBER_BYTES, unit="bytes", metavar="SIZE", help="The largest field that is held in memory."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_errors and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_errors):
+            self.refuse("max_errors", "expected a count such as 100, or a percentage such as 0.5%")
+        if self.max_member < 1:
+            self.refuse("max_member", "expected a size above 0, such as 4GB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSpec(ReadSpec):
+    """Every sample through a user's script, input shard i to output shard i."""
+
+    output: str = option(
+        help="Output shards, as many as inputs: `out-@0100.tar.gz`, or `out-@.tar` for just as many.",
+        argument=True,
+        metavar="OUT",
+    )
+    script: str = option(
+        flags=("-p", "--script"),
+        identity=True,
+        metavar="FILE",
+        help="Python file that defines process_sample(record) -> dict, None or several; or process_samples(records).",
+    )
+    script_name: str = option("process_sample.py", hidden=True, help="What tracebacks call the script.")
+    params: dict[str, str] = option(
+        {}, flags=("--param",), identity=True, metavar="K=V", help="A parameter for the script's setup(params)."
+    )
+    fields: tuple[str, ...] = option(
+        (), flags=("-f", "--fields"), identity=True, metavar="A,B", help="Load only these fields."
+    )
+    keep_rest: bool = option(False, identity=True, help="With -f: pass the other fields through, as they are.")
+    limit: int = option(0, identity=True, metavar="N", help="Only the first N samples of each shard; 0 for all.")
+    level: int = option(
+        -1, identity=True, metavar="N", help="Compression level of the output; the codec's own default when negative."
+    )
+    exists: str = option(
+        "resume",
+        choices=("fail", "resume", "overwrite"),
+        help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
+    )
+    rejected: str = option(
+        "", metavar="URL", help="Write the samples left out, with reasons and tracebacks, as JSON lines."
+    )
+    salt: str = option(
+        "", identity=True, metavar="TEXT", help="Make it another job: for helper modules or models that changed."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_rest and not self.fields:
+            self.refuse("keep_rest", "it needs -f FIELDS, the fields to load")
+        if self.limit < 0:
+            self.refuse("limit", "expected a number of samples, or 0 for all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractSpec(ReadSpec):
+    """Fields or keys of every sample as rows, or aggregates over them."""
+
+    columns: tuple[str, ...] = option(
+        (),
+        flags=("-f", "--columns"),
+        identity=True,
+        metavar="COLUMN",
+        help="A column: field, __key__, a|b, meta.json:path, field:int, ... Several, or comma-separated.",
+    )
+    where: str = option("", identity=True, metavar="EXPR", help="Only the samples for which this holds.")
+    missing: str = option(
+        "error",
+        identity=True,
+        choices=("skip", "error", "null"),
+        help="A sample without the field: leave it out (counted), fail, or write an empty value.",
+    )
+    format: str = option(
+        "text",
+        flags=("-F", "--format"),
+        identity=True,
+        choices=("text", "jsonl", "csv", "parquet"),
+        help="Form of the rows.",
+    )
+    output: str = option(
+        "-", flags=("-o", "--output"), metavar="URL", help="Where rows go: `-`, a file, or `part-@.jsonl`."
+    )
+    count: bool = option(False, identity=True, help="Print only how many rows there are.")
+    top: int = option(0, identity=True, metavar="N", help="Print the N most frequent rows with their counts.")
+    stats: bool = option(False, identity=True, help="Print statistics of each column.")
+    keys: bool = option(False, identity=True, help="Print the field names and how often each occurs.")
+    exists: str = option(
+        "fail", choices=("fail", "overwrite"), help="An output that is there already: fail, or overwrite."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Spec):
+    """Where and how a job runs; nothing here changes the bytes that come out."""
+
+    scheduler: str = option(
+        "",
+        flags=("-c", "--scheduler"),
+        metavar="ADDR|FILE",
+        help="Run on a Dask scheduler: HOST:PORT, or a scheduler file.",
+    )
+    workers: int = option(0, flags=("-j", "--workers"), metavar="N", help="Local processes; 0 for one per core.")
+    tls_ca: str = option("", metavar="FILE", help="Certificate authority of the Dask scheduler.")
+    tls_cert: str = option("", metavar="FILE", help="Certificate to show to the Dask scheduler.")
+    tls_key: str = option("", metavar="FILE", help="Key of that certificate.")
+    task_timeout: float = option(
+        0.0, unit="seconds", metavar="TIME", help="End a shard that made no progress for so long; 0 for never."
+    )
+    scratch_dir: str = option("", metavar="DIR", help="Where outputs wait for their upload; $TMPDIR by default.")
+    ca_file: str = option("", metavar="FILE", help="Certificate authorities to trust for https, as PEM.")
+    verify_uploads: str = option(
+        "size", choices=("none", "size", "hash"), help="After an upload compare the stored size, or read it all back."
+    )
+    dry_run: bool = option(False, help="Show the plan and do nothing.")
+    report: str = option("", metavar="FILE", help="Write the closing report as JSON.")
+    log_format: str = option("text", choices=("text", "json"), help="Progress for people, or as JSON lines.")
+    quiet: bool = option(False, flags=("-q", "--quiet"), help="No progress and no report; errors only.")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One row of KINDS: a resource kind, its commands and its spec."""
+
+    name: str
+    command: str
+    verb: str
+    spec: type[ReadSpec]
+
+
+KINDS = (
+    Kind("ShardMap", "htmapper", "map", MapSpec),
+    Kind("ShardExtract", "htextract", "extract", ExtractSpec),
+)
+
+
+def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
+    """Read a spec file: `{"kind": "ShardMap", "spec": {...}}`.
+
+    Raises:
+        SpecError: it names no known kind, or a field cannot be.
+    """
+    kinds = {kind.name: kind for kind in KINDS}
+    name = manifest.get("kind")
+    if name not in kinds:
+        raise SpecError(f"kind is {name!r}; expected one of {', '.join(kinds)}", field="kind", value=name)
+    if not isinstance(manifest.get("spec"), dict):
+        raise SpecError("the file has no 'spec' with the fields of the job", field="spec", value=manifest.get("spec"))
+    return kinds[name].spec.from_dict(manifest["spec"])
+
+
+def to_manifest(spec: ReadSpec) -> dict[str, Any]:
+    """Write a spec as `spec_from_manifest` reads it."""
+    kind = next(kind for kind in KINDS if type(spec) is kind.spec)
+    return {"apiVersion": API_VERSION, "kind": kind.name, "spec": spec.to_dict()}

@@ -1,0 +1,133 @@
+"""Web servers: reading from any, writing to those that take PUT (nginx with its WebDAV module, Apache, gateways).
+
+Credentials: see `http_auth`. Proxies: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY. Authorities: the system's,
+SSL_CERT_FILE, and `StorageSettings.ca_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from urllib3.exceptions import HTTPError
+
+from tarmill.errors import AccessError, NotFoundError, SpecError, StorageError
+from tarmill.storage.base import Capabilities, Stat, Store, fetch_ranges
+from tarmill.storage.http_client import exchange, raise_network_error
+from tarmill.storage.http_list import CURE, Entry, child_url, parse_index, split_prefix
+from tarmill.storage.http_read import HttpBody
+from tarmill.storage.http_write import HttpWriteStream, head, remove
+from tarmill.storage.readahead import ReadAhead
+from tarmill.storage.retry import Retrier, with_retries
+from tarmill.storage.settings import current_settings
+from tarmill.storage.urls import mask
+
+_MAX_INDEX_BYTES = 256 << 20
+_MAX_DEPTH = 32
+
+
+class HttpStore(Store):
+    """http:// and https:// URLs."""
+
+    schemes = ("http", "https")
+    capabilities = Capabilities(strong_versions=False, exclusive_create=False)
+
+    def stat(self, url: str) -> Stat:
+        """Look at one object by HEAD."""
+        return head(url, current_settings())
+
+    def open_read(self, url: str, *, version: str | None = None) -> ReadAhead:
+        """Open an object; the first answer is waited for, the body is read ahead."""
+        settings = current_settings()
+        body = HttpBody(url, settings, version=version or None)
+        return ReadAhead(body, body.open(), settings.read_ahead_bytes)
+
+    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], *, version: str | None = None) -> list[bytes]:
+        """Read ranges by range requests, neighbours merged, several in flight, all of one version."""
+        settings = current_settings()
+        pinned = version or None
+
+        def fetch(offset: int, length: int) -> bytes:
+            nonlocal pinned
+            body = HttpBody(url, settings, offset, offset + length, pinned)
+            try:
+                stat = body.open()
+                pinned = pinned or stat.version or None
+                pieces = []
+                while piece := body.read(1 << 20):
+                    pieces.append(piece)
+                return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+            finally:
+                body.close()
+
+        if settings.parallel_requests < 2 or len(ranges) < 3:
+            return fetch_ranges(ranges, settings.merge_gap_bytes, fetch)
+        if pinned is None:
+            pinned = self.stat(url).version or None  # the requests in flight must agree from the first one on
+        with ThreadPoolExecutor(settings.parallel_requests, thread_name_prefix="ranges") as pool:
+            return fetch_ranges(ranges, settings.merge_gap_bytes, fetch, pool.map)
+
+    def open_write(
+        self, url: str, *, owner: str = "", exclusive: bool = False, content_type: str | None = None
+    ) -> HttpWriteStream:
+        """Begin an object that is put when it is complete."""
+        _must_name_an_object(url)
+        return HttpWriteStream(url, current_settings(), exclusive, content_type)
+
+    def list(self, prefix_url: str) -> Iterator[Stat]:
+        """List by the server's folder indexes; versions are not known from these, sizes only from JSON ones."""
+        folder, start = split_prefix(prefix_url)
+        found: list[tuple[str, Stat]] = []
+        _walk(folder, "", start, found, 0)
+        return iter([stat for _, stat in sorted(found, key=lambda item: item[0])])
+
+    def delete(self, url: str) -> None:
+        """Remove an object; a missing one is fine."""
+        _must_name_an_object(url)
+        remove(url, current_settings())
+
+
+def _must_name_an_object(url: str) -> None:
+    """Refuse folders: a web server may take DELETE of one for all that is in it."""
+    if url.partition("?")[0].endswith("/"):
+        raise SpecError(f"{mask(url)!r} names a folder; expected a file name at its end", field="url", value=mask(url))
+
+
+def _walk(folder_url: str, path: str, start: str, found: list[tuple[str, Stat]], depth: int) -> None:
+    """Collect (path below the first folder, stat) of what begins with `start`."""
+    if depth > _MAX_DEPTH:
+        raise StorageError(f"{mask(folder_url)}: more than {_MAX_DEPTH} folders deep; {CURE}", url=mask(folder_url))
+    for entry in _index(folder_url):
+        name = path + entry.name
+        if not name.startswith(start):
+            continue
+        url = child_url(folder_url, entry.name)
+        if entry.name.endswith("/"):
+            _walk(url, name, start, found, depth + 1)
+        else:
+            found.append((name, Stat(url, entry.size_bytes, "", entry.mtime_s)))
+
+
+def _index(folder_url: str) -> list[Entry]:
+    settings = current_settings()
+    shown = mask(folder_url)
+
+    def ask() -> tuple[bytes, str]:
+        response = exchange("GET", folder_url, settings)
+        try:
+            body = response.read(_MAX_INDEX_BYTES)
+            if len(body) == _MAX_INDEX_BYTES:
+                raise StorageError(f"the listing of {shown} is larger than {_MAX_INDEX_BYTES} bytes; {CURE}", url=shown)
+            return body, response.headers.get("Content-Type", "")
+        except (HTTPError, OSError) as error:
+            raise_network_error(error, "GET", folder_url)
+        finally:
+            response.release_conn() if response.closed else response.close()
+
+    try:
+        body, content_type = with_retries(ask, Retrier(settings))
+    except NotFoundError:
+        return []
+    except AccessError as error:
+        raise AccessError(f"{shown} cannot be listed: {error.message}; {CURE}", **error.facts) from error
+    return parse_index(body, content_type, folder_url)

@@ -1,0 +1,282 @@
+"""One HTTP exchange: connections of this process, redirects, proxies, TLS, and failures told as StorageError.
+
+Retrying is not done here: `retryable` and `retry_after_s` say whether and when it makes sense.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import NoReturn
+from urllib.parse import urljoin, urlsplit
+from urllib.request import (
+    getproxies_environment,
+    proxy_bypass_environment,  # type: ignore[attr-defined]
+)
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.response import BaseHTTPResponse
+
+from tarmill import __version__
+from tarmill.errors import AccessError, ChangedError, NoSpaceError, NotFoundError, SpecError, StorageError
+from tarmill.storage.http_auth import Target, authorization, scrub, split_target
+from tarmill.storage.retry import RETRIED_STATUSES, retry_after_s
+from tarmill.storage.settings import StorageSettings
+from tarmill.storage.urls import mask
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MAX_REDIRECTS = 10
+_SEND_BLOCK_BYTES = 256 << 10
+_SHOWN_BODY = 300
+_lock = threading.Lock()
+_managers: dict[tuple[object, ...], urllib3.PoolManager] = {}
+
+
+def _forget_connections() -> None:
+    """Start anew in a forked child: two processes must never talk on one connection, nor share a lock."""
+    global _lock, _managers
+    _lock = threading.Lock()
+    _managers = {}
+
+
+os.register_at_fork(after_in_child=_forget_connections)
+
+
+def exchange(
+    method: str,
+    url: str,
+    settings: StorageSettings,
+    *,
+    headers: Mapping[str, str] | None = None,
+    body: Callable[[], Iterable[bytes]] | None = None,
+    accept: frozenset[int] = frozenset({200}),
+    answer_timeout_s: float | None = None,
+) -> BaseHTTPResponse:
+    """Send one request, follow redirects, and give the answer with its body still to be read.
+
+    Args:
+        method, url: the URL may hold user and password; they leave this process as a header only.
+        headers: besides User-Agent, Accept-Encoding (identity: stored bytes, not an encoding of them), Authorization.
+        body: called for each hop, gives the pieces; `headers` has their Content-Length.
+        accept: statuses that are no failure.
+        answer_timeout_s: longest wait for the answer to begin, and between its pieces; default `read_timeout_s`.
+
+    Raises:
+        NotFoundError (404, 410), AccessError (401, 403, 407), ChangedError (412), NoSpaceError (507), StorageError.
+    """
+    first = target = split_target(url)
+    for _ in range(_MAX_REDIRECTS):
+        credential = authorization(target, first)
+        sent = {"User-Agent": f"tarmill/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
+        if credential:
+            sent["Authorization"] = credential
+        response = _send(method, target, settings, sent, body, answer_timeout_s)
+        if response.status in accept:
+            return response
+        location = response.headers.get("Location")
+        if response.status not in _REDIRECTS or not location:
+            raise _status_error(method, url, response, credential)
+        response.close()
+        target = _redirected(method, url, target, location, response.status)
+    raise StorageError(f"{method} {mask(url)}: more than {_MAX_REDIRECTS} redirects", url=mask(url))
+
+
+def _redirected(method: str, url: str, target: Target, location: str, status: int) -> Target:
+    following = urljoin(target.url, location)
+    if urlsplit(following).scheme not in ("http", "https") or (method == "PUT" and status not in (307, 308)):
+        raise StorageError(
+            f"{method} {mask(url)}: answered {status}, a redirect to {mask(following)} that cannot be followed; "
+            "use that address itself if it is right",
+            url=mask(url),
+            status=status,
+        )
+    return split_target(following.partition("#")[0])
+
+
+def _send(
+    method: str,
+    target: Target,
+    settings: StorageSettings,
+    headers: dict[str, str],
+    body: Callable[[], Iterable[bytes]] | None,
+    answer_timeout_s: float | None,
+) -> BaseHTTPResponse:
+    # urllib3 sends a body under the time limit for connecting, which is too short for a server that is busy storing.
+    connect_s = settings.connect_timeout_s if body is None else settings.read_timeout_s
+    try:
+        return _manager(target, settings).request(
+            method,
+            target.url,
+            headers=headers,
+            body=body() if body is not None else None,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            timeout=urllib3.Timeout(connect=connect_s, read=answer_timeout_s or settings.read_timeout_s),
+        )
+    except (HTTPError, OSError) as error:
+        raise_network_error(error, method, target.url)
+
+
+def _manager(target: Target, settings: StorageSettings) -> urllib3.PoolManager:
+    proxy = _proxy_for(target)
+    key = (settings.ca_file, os.environ.get("SSL_CERT_FILE"), proxy)
+    with _lock:
+        manager = _managers.get(key)
+        if manager is None:
+            manager = _managers[key] = _new_manager(settings, proxy)
+    return manager
+
+
+def _new_manager(settings: StorageSettings, proxy: str | None) -> urllib3.PoolManager:
+    context = ssl.create_default_context()  # reads SSL_CERT_FILE and SSL_CERT_DIR
+    if settings.ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=settings.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise SpecError(
+                f"the CA file {settings.ca_file!r} cannot be used: {error.strerror or error}; expected a PEM file",
+                field="ca_file",
+                value=settings.ca_file,
+            ) from error
+    if proxy is None:
+        return urllib3.PoolManager(
+            num_pools=32, maxsize=32, block=False, blocksize=_SEND_BLOCK_BYTES, ssl_context=context
+        )
+    where = split_target(proxy)
+    login = ":".join(where.credentials) if where.credentials else None
+    return urllib3.ProxyManager(
+        where.url,
+        num_pools=32,
+        maxsize=32,
+        block=False,
+        blocksize=_SEND_BLOCK_BYTES,
+        ssl_context=context,
+        proxy_ssl_context=context,
+        proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
+    )
+
+
+def _proxy_for(target: Target) -> str | None:
+    """Read HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case, as other tools do."""
+    proxies = getproxies_environment()
+    proxy = proxies.get(target.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass_environment(f"{target.host}:{target.port}", proxies):
+        return None
+    if "://" not in proxy:
+        proxy = "http://" + proxy
+    if not proxy.lower().startswith(("http://", "https://")):
+        raise SpecError(
+            f"the proxy {mask(proxy)} for {mask(target.url)} is not http(s); set {target.scheme.upper()}_PROXY to one "
+            "that is, or NO_PROXY",
+            field="proxy",
+            value=mask(proxy),
+        )
+    return proxy
+
+
+def raise_network_error(error: Exception, method: str, url: str) -> NoReturn:
+    """Tell a failure below HTTP as a StorageError, retryable unless it cannot get better by waiting."""
+    shown = mask(url)
+    retryable = True
+    reason = mask(str(error))
+    cause = error.__cause__ or error
+    if isinstance(error, LocationParseError):
+        raise SpecError(f"{shown!r} is no URL that can be used", field="url", value=shown) from error
+    if isinstance(error, ProxyError):
+        retryable = " 407" not in str(error.original_error)
+        reason = f"the proxy failed: {mask(str(error.original_error))}; see HTTP_PROXY, HTTPS_PROXY, NO_PROXY"
+    elif isinstance(error, NameResolutionError):
+        retryable = getattr(cause, "errno", None) not in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", -5))
+        reason = f"the host name cannot be resolved ({cause})"
+    elif isinstance(error, NewConnectionError):
+        reason = f"no connection ({getattr(cause, 'strerror', None) or cause})"
+    elif isinstance(error, ConnectTimeoutError):
+        reason = "no connection in time"
+    elif isinstance(error, ReadTimeoutError):
+        reason = "no answer in time"
+    elif isinstance(error, SSLError):
+        retryable, reason = _tls_reason(str(error))
+    raise StorageError(f"{method} {shown}: {reason}", url=shown, retryable=retryable, network=True) from error
+
+
+def _tls_reason(text: str) -> tuple[bool, str]:
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return False, f"the server's certificate is not trusted ({text}); name its authority with --ca-file"
+    if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
+        return False, f"the server does not speak TLS on this port ({text}); is it an http:// URL?"
+    return True, f"TLS failed ({text})"
+
+
+_CURES = {
+    401: "give credentials by TARMILL_HTTP_TOKEN, TARMILL_HTTP_USER and _PASSWORD, netrc, or in the URL",
+    403: "the server knows us, or does not care, and refuses; check its permissions and the credentials",
+    407: "the proxy wants credentials: HTTP_PROXY=http://user:password@host:port",
+    413: "the body is larger than the server takes; for nginx raise client_max_body_size",
+    414: "the URL is too long for the server",
+}
+_PUT_CURES = {
+    403: "this server does not let us write there; check its permissions and the credentials",
+    405: "this server does not allow {method} here; for nginx set `dav_methods PUT DELETE;` (WebDAV module)",
+    409: "the folder does not exist or the name is that of a folder; for nginx set `create_full_put_path on;`",
+    501: "this server does not know {method}; for nginx set `dav_methods PUT DELETE;` (WebDAV module)",
+}
+
+
+def _status_error(method: str, url: str, response: BaseHTTPResponse, credential: str | None) -> StorageError:
+    status = response.status
+    try:
+        text = response.read(8192).decode("utf-8", "replace") if method != "HEAD" else ""
+    except (HTTPError, OSError):
+        text = ""
+    response.close()
+    shown = mask(url)
+    told = shorten(scrub(text, credential))
+    message = f"{method} {shown}: the server answered {status} {response.reason or ''}".rstrip()
+    if told:
+        message += f" ({told})"
+    cure = (_PUT_CURES.get(status) if method in ("PUT", "DELETE") else None) or _CURES.get(status)
+    if cure:
+        message += f"; {cure.format(method=method)}"
+    facts = {"url": shown, "status": status}
+    if status in (404, 410):
+        return NotFoundError(message, **facts)
+    if status in (401, 403, 407):
+        return AccessError(message, **facts)
+    if status == 412:
+        return ChangedError(message, **facts)
+    if status == 507:
+        return NoSpaceError(message, **facts)
+    retryable = status in RETRIED_STATUSES
+    after = retry_after_s(response.headers) if retryable else None
+    return StorageError(message, retryable=retryable, retry_after_s=after, **facts)
+
+
+def shorten(text: str) -> str:
+    """Make one short line of what a server says, without its HTML (pure)."""
+    plain = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>", " ", text)
+    line = " ".join(html.unescape(plain).split())
+    return line if len(line) <= _SHOWN_BODY else line[: _SHOWN_BODY - 3] + "..."
+
+
+def drain(response: BaseHTTPResponse) -> None:
+    """Read a short rest of an answer, so that its connection can be used again, and give it back."""
+    try:
+        response.drain_conn()
+    except (HTTPError, OSError):
+        response.close()

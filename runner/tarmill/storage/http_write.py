@@ -1,0 +1,309 @@
+"""Outputs on a web server: spooled, then one PUT with its length, then looked at.
+
+nginx, Apache and object stores publish such a body when its last byte has arrived; a broken PUT leaves what was there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_128
+
+from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, StorageError
+from tarmill.storage.base import PendingCommit, Stat, WriteStream
+from tarmill.storage.http_client import drain, exchange
+from tarmill.storage.http_read import HttpBody, header_stat, length_of
+from tarmill.storage.retry import Retrier, with_retries
+from tarmill.storage.settings import StorageSettings
+from tarmill.storage.spool import Spool
+from tarmill.storage.urls import mask
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_STORED = frozenset({200, 201, 202, 204})
+_MAX_DAMAGED = 3
+_SLOW_STORE_BYTES_PER_S = 20e6
+_CANCEL_WAIT_S = 5.0
+
+
+class _Cancelled(Exception):
+    """The upload was told to stop."""
+
+
+class HttpWriteStream(WriteStream):
+    """An output that waits in a `Spool`; `commit` uploads it.
+
+    `commit_async` uploads in a thread, so that the next output can be filled meanwhile. Keep one upload in flight per
+    task: two spools are the bound of memory and scratch.
+    """
+
+    def __init__(self, url: str, settings: StorageSettings, exclusive: bool, content_type: str | None) -> None:
+        super().__init__(url)
+        self._settings = settings
+        self._exclusive = exclusive
+        self._content_type = content_type or "application/octet-stream"
+        self._spool = Spool(settings.spool_memory_bytes, settings.scratch_dir)
+        self._hash = xxh3_128() if settings.verify_uploads == "hash" else None
+        self._stop = threading.Event()
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Append all of `data`; bytes objects are kept without a copy."""
+        self._must_be_open()
+        block = data if type(data) is bytes else bytes(data)
+        if self._hash is not None:
+            self._hash.update(block)
+        self._spool.append(block)
+        self.bytes_written += len(block)
+        return len(block)
+
+    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
+        """Append many pieces, joined."""
+        return self.write(b"".join(pieces))
+
+    def _write(self, data: memoryview) -> None:
+        raise AssertionError("write does it itself")
+
+    def _commit(self) -> Stat:
+        try:
+            return _Upload(self, time.monotonic).run()
+        finally:
+            self._spool.close()
+
+    def _abort(self) -> None:
+        self._spool.close()
+
+    def commit_async(self) -> PendingCommit:
+        """Upload in a thread; ask `result()` of what comes back."""
+        self._must_be_open()
+        self._state = "committed"
+        return PendingUpload(self._run_pending, self._stop)
+
+    def _run_pending(self) -> Stat:
+        try:
+            self._receipt = self._commit()
+        except BaseException:
+            self._state = "aborted"
+            raise
+        return self._receipt
+
+
+class PendingUpload:
+    """The `PendingCommit` of a web server."""
+
+    def __init__(self, run: Callable[[], Stat], stop: threading.Event) -> None:
+        self._call = run
+        self._stop = stop
+        self._receipt: Stat | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._receipt = self._call()
+        except BaseException as error:  # whatever it is belongs to who asks for the result
+            self._error = error
+
+    def result(self, timeout: float | None = None) -> Stat:
+        """Wait until the object is stored and looked at."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError
+        if self._error is not None:
+            raise self._error
+        assert self._receipt is not None
+        return self._receipt
+
+    def done(self) -> bool:
+        """Tell whether `result` would return at once."""
+        return not self._thread.is_alive()
+
+    def cancel(self) -> bool:
+        """Stop sending; True when the last byte was certainly not sent."""
+        self._stop.set()
+        self._thread.join(_CANCEL_WAIT_S)
+        return isinstance(self._error, _Cancelled)
+
+
+class _Upload:
+    """Puts one spool until the server has it, or refuses."""
+
+    def __init__(self, stream: HttpWriteStream, clock: Callable[[], float]) -> None:
+        self._stream = stream
+        self._url = stream.url
+        self._settings = stream._settings
+        self._clock = clock
+        self._retrier = Retrier(self._settings, self._pause)
+        self._damaged = 0
+        self._all_sent = False
+
+    def run(self) -> Stat:
+        if self._stream._exclusive:
+            self._must_not_exist()
+        while True:
+            started = self._clock()
+            try:
+                self._put()
+                return self._looked_at()
+            except StorageError as error:
+                if self._all_sent and self._is_ours(error, self._clock() - started):
+                    return self._looked_at()
+                self._give_up_on_damage(error)
+                self._retrier.failed(error)
+
+    def _put(self) -> None:
+        self._all_sent = False
+        size = self._stream.bytes_written
+        headers = {"Content-Length": str(size), "Content-Type": self._stream._content_type}
+        if self._stream._exclusive:
+            headers["If-None-Match"] = "*"
+        # nginx answers after it has moved the body, which may be a copy to another disk
+        patience = self._settings.read_timeout_s + size / _SLOW_STORE_BYTES_PER_S
+        try:
+            response = exchange(
+                "PUT",
+                self._url,
+                self._settings,
+                headers=headers,
+                body=self._pieces,
+                accept=_STORED,
+                answer_timeout_s=patience,
+            )
+        except ChangedError:  # 412: If-None-Match
+            raise OutputExistsError(
+                f"{mask(self._url)} exists already and was to be created; remove it, or allow overwriting",
+                url=mask(self._url),
+            ) from None
+        drain(response)
+
+    def _pieces(self) -> Iterator[bytes]:
+        for piece in self._stream._spool.pieces():
+            if self._stream._stop.is_set():
+                raise _Cancelled
+            yield piece
+        self._all_sent = True
+
+    def _pause(self, seconds: float) -> None:
+        if self._stream._stop.wait(seconds):
+            raise _Cancelled
+
+    def _must_not_exist(self) -> None:
+        try:
+            head(self._url, self._settings)
+        except NotFoundError:
+            return
+        raise OutputExistsError(
+            f"{mask(self._url)} exists already and was to be created; remove it, or allow overwriting",
+            url=mask(self._url),
+        )
+
+    def _is_ours(self, error: StorageError, elapsed_s: float) -> bool:
+        """After an answer that was lost: is what the server has now what we sent, by size and by the server's clock?
+
+        Where that is in doubt the body is sent again, which does no harm.
+        """
+        if not error.facts.get("network") and error.facts.get("status") not in (408, 502, 504):
+            return False
+        try:
+            stat, headers = head_once(self._url, self._settings)
+        except StorageError:
+            return False
+        age = server_age_s(headers)
+        # both times are cut to whole seconds, so the true age may be almost one second more
+        return stat.size_bytes == self._stream.bytes_written and age is not None and age + 1 <= elapsed_s
+
+    def _looked_at(self) -> Stat:
+        """Make sure that the server has what was sent, as far as `verify_uploads` goes."""
+        if self._settings.verify_uploads == "none":
+            return Stat(self._url, self._stream.bytes_written, "", None)
+        stat = head(self._url, self._settings, Retrier(self._settings, self._pause))
+        sent = self._stream.bytes_written
+        shown = mask(self._url)
+        if stat.size_bytes != sent:
+            found = "does not tell how many" if stat.size_bytes is None else f"has {stat.size_bytes}"
+            raise StorageError(
+                f"PUT {shown}: {sent} bytes were sent and accepted, the server {found}; either another writer works "
+                "there, or the server is not to be trusted (verify_uploads=none stops asking)",
+                url=shown,
+                retryable=stat.size_bytes is not None,
+                damaged=True,
+            )
+        if self._stream._hash is not None:
+            self._read_back(stat, self._stream._hash.digest())
+        return stat
+
+    def _read_back(self, stat: Stat, digest: bytes) -> None:
+        body = HttpBody(self._url, self._settings, version=stat.version or None)
+        found = xxh3_128()
+        try:
+            body.open()
+            while piece := body.read(256 << 10):
+                if self._stream._stop.is_set():
+                    raise _Cancelled
+                found.update(piece)
+        finally:
+            body.close()
+        if found.digest() != digest:
+            shown = mask(self._url)
+            raise StorageError(
+                f"PUT {shown}: what was read back is not what was sent ({found.hexdigest()} instead of "
+                f"{digest.hex()}); something between here and the server's disk changes bytes",
+                url=shown,
+                retryable=True,
+                damaged=True,
+            )
+
+    def _give_up_on_damage(self, error: StorageError) -> None:
+        """After a few damaged copies remove the last one: no file is better than a wrong one."""
+        if not error.facts.get("damaged"):
+            return
+        self._damaged += 1
+        if error.retryable and self._damaged < _MAX_DAMAGED:
+            return
+        try:
+            remove(self._url, self._settings)
+            after = "it was removed"
+        except StorageError as refusal:
+            after = f"it could not be removed ({refusal.message})"
+        raise StorageError(
+            f"{error.message}; tried {self._damaged} times, {after}", **{**error.facts, "retryable": False}
+        ) from error
+
+
+def server_age_s(headers: Mapping[str, str]) -> float | None:
+    """Tell how long ago an object was last changed, by its server's own clock; None where it does not say (pure)."""
+    try:
+        now = parsedate_to_datetime(headers["Date"])
+        changed = parsedate_to_datetime(headers["Last-Modified"])
+        return (now - changed).total_seconds()
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def head_once(url: str, settings: StorageSettings) -> tuple[Stat, Mapping[str, str]]:
+    """Ask for the headers of an object, once."""
+    try:
+        response = exchange("HEAD", url, settings)
+    except StorageError as error:
+        if error.facts.get("status") not in (405, 501):
+            raise
+        response = exchange("GET", url, settings)  # some servers know only GET; its body is not waited for
+    response.close() if response.length_remaining else response.release_conn()
+    return header_stat(url, response.headers, length_of(response.headers)), response.headers
+
+
+def head(url: str, settings: StorageSettings, retrier: Retrier | None = None) -> Stat:
+    """Ask for the stat of an object, again where that helps."""
+    return with_retries(lambda: head_once(url, settings), retrier or Retrier(settings))[0]
+
+
+def remove(url: str, settings: StorageSettings) -> None:
+    """Delete an object; a missing one is fine."""
+    with suppress(NotFoundError):
+        drain(with_retries(lambda: exchange("DELETE", url, settings, accept=_STORED), Retrier(settings)))

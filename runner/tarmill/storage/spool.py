@@ -1,0 +1,79 @@
+"""An output that must be complete before its length is known: in memory first, then in an unnamed scratch file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import IO, NoReturn
+
+from tarmill.errors import AccessError, NoSpaceError, StorageError
+
+_PIECE_BYTES = 512 << 10
+
+
+class Spool:
+    """Bytes appended once and read any number of times.
+
+    Args:
+        memory_bytes: what is kept in memory; the rest goes to the file.
+        scratch_dir: where; None = the system's folder for temp files. The file has no name, so nothing can stay behind.
+    """
+
+    def __init__(self, memory_bytes: int, scratch_dir: str | None) -> None:
+        self._room = memory_bytes
+        self._scratch_dir = scratch_dir
+        self._pieces: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self.size_bytes = 0
+
+    def append(self, data: bytes) -> None:
+        """Add a piece, which is kept as it is while there is room in memory.
+
+        Raises:
+            NoSpaceError, AccessError, StorageError: the scratch folder does not take it.
+        """
+        self.size_bytes += len(data)
+        if self._file is None and len(data) <= self._room:
+            self._pieces.append(data)
+            self._room -= len(data)
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._scratch_dir, buffering=0)  # noqa: SIM115 - close() closes it
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            self._refused(error)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Give everything from the start, in pieces to send."""
+        yield from self._pieces
+        if self._file is None:
+            return
+        fd, offset = self._file.fileno(), 0
+        while piece := os.pread(fd, _PIECE_BYTES, offset):
+            offset += len(piece)
+            yield piece
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._pieces.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _refused(self, error: OSError) -> NoReturn:
+        folder = self._scratch_dir or tempfile.gettempdir()
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpaceError(
+                f"the scratch folder {folder} is full: an output waits there until its upload; "
+                "choose another with --scratch-dir",
+                url=folder,
+            ) from error
+        kind = AccessError if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) else StorageError
+        raise kind(
+            f"the scratch folder {folder} cannot be used: {error.strerror}; see --scratch-dir", url=folder
+        ) from error

@@ -1,0 +1,68 @@
+"""What holds for all tests: which long ones run, and how hard hypothesis looks.
+
+`long` tests are matrices (every kill point, every byte offset): `--long none` leaves them out, `--long sample` (the
+default) runs about a tenth of each test function's rows and at least one, `--long all` runs them. The sample changes
+daily; TARMILL_TEST_SEED, which the header prints, repeats one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+
+import hypothesis
+import pytest
+
+SEED = "TARMILL_TEST_SEED"
+SHARE = 10  # one row of ten
+EXAMPLES = {"none": 30, "sample": 100, "all": 500}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", choices=tuple(EXAMPLES), default="sample", help="which of the tests marked long run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In the environment before the workers of xdist start, so that all of them choose the same rows.
+    os.environ.setdefault(SEED, datetime.date.today().isoformat())
+    for name, examples in EXAMPLES.items():
+        # A test's duration says more about the machine than about the code.
+        hypothesis.settings.register_profile(
+            name,
+            max_examples=examples,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        )
+    hypothesis.settings.load_profile(config.getoption("--long"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"long tests: {config.getoption('--long')}; {SEED}={os.environ[SEED]} repeats the sample"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    which = config.getoption("--long")
+    if which == "all":
+        return
+    rows = [item for item in items if item.get_closest_marker("long") is not None]
+    kept = sample((item.nodeid for item in rows), os.environ[SEED]) if which == "sample" else set()
+    left_out = {id(item) for item in rows if item.nodeid not in kept}
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
+
+
+def sample(names: Iterable[str], seed: str) -> set[str]:
+    """Choose about a tenth of each test function's rows, and at least one; the same for the same names and seed."""
+    functions: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        functions[name.partition("[")[0]].append(name)
+    chosen: set[str] = set()
+    for rows in functions.values():
+        rows.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+        chosen.update(rows[: max(1, len(rows) // SHARE)])
+    return chosen

@@ -1,0 +1,131 @@
+"""The documentation is true: its examples run and print what it says, its option tables are those of the commands.
+
+In README.md and docs/*.md, in order and in one folder for each page:
+
+- a ```sh block is a script: it must succeed;
+- a ```console block is a session: lines after `$ ` (continued by `> `) are run, the lines below are what it prints
+  (standard output and standard error); `...` stands for anything, also for whole lines; no lines: not compared;
+- a ```python block after `<!-- file: NAME -->` is written to that file.
+
+`<!-- exit: N -->` before a block says how its last command ends; `<!-- needs: nginx -->` leaves it out where there is
+no such program.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"((?:^<!-- [a-z]+: .* -->\n)*)^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+REMARK = re.compile(r"<!-- ([a-z]+): (.*) -->")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a page, with what must come of it."""
+
+    command: str
+    expected: str = ""
+    status: int = 0
+
+
+def steps_of(block: str, status: int) -> list[Step]:
+    """Split a session into its commands; the exit status belongs to the last."""
+    steps: list[tuple[str, list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            steps.append((line[2:], []))
+        elif line.startswith("> ") and not steps[-1][1]:
+            steps[-1] = (steps[-1][0] + "\n" + line[2:], [])
+        else:
+            steps[-1][1].append(line)
+    last = len(steps) - 1
+    return [
+        Step(command, "\n".join(lines), status if index == last else 0) for index, (command, lines) in enumerate(steps)
+    ]
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Compare line by line without blanks at line ends; `...` stands for anything, alone on a line for any lines."""
+    pieces = []
+    for line in expected.splitlines():
+        if line.strip() == "...":
+            pieces.append(r"(?:.*\n)*?")
+        else:
+            pieces.append(".*".join(re.escape(part) for part in line.rstrip().split("...")) + r"[ \t]*\n")
+    return re.fullmatch("".join(pieces), printed.rstrip("\n") + "\n") is not None
+
+
+def run(step: Step, folder: Path, place: list[str]) -> None:
+    """Run one command where the one before it left off."""
+    shell = f"cd {place[0]!r}\n{step.command}\nstatus=$?\npwd > {str(folder / '.place')!r}\nexit $status"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", shell],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PATH": path, "COLUMNS": "120", "TERM": "dumb"},
+        text=True,
+        check=False,
+    )
+    assert done.returncode == step.status, f"$ {step.command}\n{done.stdout}"
+    if step.expected:
+        assert matches(step.expected, done.stdout), (
+            f"$ {step.command}\n--- printed\n{done.stdout}\n--- expected\n{step.expected}"
+        )
+    place[0] = (folder / ".place").read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.timeout(300)
+def test_the_examples_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path) -> None:
+    place = [str(tmp_path)]
+    for remarks, language, text in BLOCK.findall(page.read_text()):
+        told = dict(REMARK.findall(remarks))
+        if "needs" in told and shutil.which(told["needs"], path=os.environ["PATH"] + ":/usr/sbin") is None:
+            continue
+        if language == "python" and "file" in told:
+            Path(place[0], told["file"]).write_text(text)
+        elif language == "sh":
+            run(Step("set -e\n" + text, status=int(told.get("exit", 0))), tmp_path, place)
+        elif language == "console":
+            for step in steps_of(text, int(told.get("exit", 0))):
+                run(step, tmp_path, place)
+
+
+def test_the_generated_parts_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("a\nb", "a\nb\n", True),
+        ("a\n...\nd", "a\nb\nc\nd\n", True),
+        ("took ... s", "took 0.5 s\n", True),
+        ("a", "a\nb\n", False),
+        ("a ... c", "a\nc\n", False),
+    ],
+    ids=["equal", "lines left out", "part of a line", "more than expected", "dots stay on their line"],
+)
+def test_what_is_printed_is_compared_with_the_page(expected: str, printed: str, same: bool) -> None:
+    assert matches(expected, printed) is same
