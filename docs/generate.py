@@ -19,8 +19,11 @@ DOCS = Path(__file__).parent
 COMMANDS = {
     "htmapper": "tarmill.cli.htmapper",
     "htextract": "tarmill.cli.htextract",
+    "tarmill cat": "tarmill.cli.cat",
+    "tarmill try": "tarmill.cli.try_script",
+    "tarmill run": "tarmill.cli.run",
 }
-MARKS = re.compile(r"(<!-- options: (\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- options: ([\w ]+?) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def command_of(name: str) -> click.Command:

@@ -53,7 +53,7 @@ class ZstdInput(io.RawIOBase):
         if not view:
             return 0
         try:
-            count = self._reader.readinto(view)
+            count: int = self._reader.readinto(view)
         except self._failure as error:
             raise (self._frames.fault or damaged("zst", self._shard, self._frames.offset, error)) from error
         if not count:

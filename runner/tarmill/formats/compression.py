@@ -3,15 +3,15 @@
 Reading: gzip, bzip2, xz, zstd and lz4, each with any number of members, streams or frames one after the other, as
 parallel compressors write them. After a gzip member zero bytes may follow (gzip(1) accepts them too), after an xz
 stream zeros in fours (its format's padding). Any other byte there is an error, never an end. A stream that stops before
-its end mark is always a `TruncatedError`; a cut exactly between two members cannot be told from a whole stream here, but
-it can by the tar's missing end mark. What was decoded up to the piece with a fault is handed out before the error.
+its end mark is always a `TruncatedError`; a cut exactly between two members cannot be told from a whole stream here,
+but it can by the tar's missing end mark. What was decoded up to the piece with a fault is handed out before the error.
 
 Damage is found by the checksums of the formats: gzip, bzip2 and xz always have one; zstd and lz4 frames may lack it
 (ours and those of the zstd and lz4 commands have it): then a flipped bit may go unnoticed, or show only in the tar
 inside. A signature that is damaged names no codec: such a stream counts as a plain tar, which a tar reader refuses.
 
-Memory is bounded whatever a stream claims: contents go into the caller's buffer, in pieces of 64 KiB on the way; windows
-are limited to 128 MiB, as zstd(1) does (`xz -9` needs half of it).
+Memory is bounded whatever a stream claims: contents go into the caller's buffer, in pieces of 96 KiB on the way;
+windows are limited to 128 MiB, as zstd(1) does (`xz -9` needs half of it).
 
 Writing:
 
@@ -23,7 +23,7 @@ Writing:
 | xz | 0-9 (6) | one stream, CRC-64 |
 | bz2 | 1-9 (9) | one stream |
 
-The same contents and level give the same bytes, however they are cut into writes, as long as the libraries' versions are
+The same contents and level give the same bytes, however they are cut into writes, as long as the libraries are
 the same. isal's level 0 is its fastest, not "stored". lz4 is read, not written.
 """
 

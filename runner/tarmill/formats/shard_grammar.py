@@ -163,7 +163,7 @@ def parse_part(text: str, pattern: str) -> Part:
     except re.error as error:
         raise failure(
             pattern, f"has a wildcard that cannot be read ({error}); write a range of characters as in '[0-9]'"
-        )
+        ) from error
 
 
 class _Parser:

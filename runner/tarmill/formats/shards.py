@@ -15,7 +15,7 @@
 
 A count is an "@" with digits in the last path component, unless ".digit" follows (`pkg@1.2.tar`, `u:p@10.0.0.1`);
 an open count is an "@" before ".", "-", "_" or the end. Any other "@" is itself: `mail@home.tar` is one file. Nothing
-in a URL's user, password, port, IPv6 address or query has a meaning. A query begins at "?" in http(s), else at "?name=".
+in a URL's user, password, port, IPv6 address or query has a meaning. A query begins at "?" in http(s), else at "?x=".
 The count is the ancestor's (htpar): `@017` is 000 to 016. (AIStore's `@017` has 18 shards.)
 """
 

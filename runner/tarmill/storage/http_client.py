@@ -14,10 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 from urllib.parse import urljoin, urlsplit
-from urllib.request import (
-    getproxies_environment,
-    proxy_bypass_environment,  # type: ignore[attr-defined]
-)
+from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import urllib3
 from urllib3.exceptions import (

@@ -1,0 +1,26 @@
+"""Bodies of objects in which every offset is told apart, and whole reads as a job does them."""
+
+from __future__ import annotations
+
+import mmap
+import random
+from functools import cache
+
+from tarmill import storage
+
+
+@cache
+def body_of(size: int, seed: int = 0) -> bytes:
+    """Give random bytes, the same for the same size and seed."""
+    return random.Random(f"{seed}/{size}").randbytes(size)
+
+
+def read_whole(url: str, version: str | None = None) -> bytes:
+    """Read to the end through one page-aligned window."""
+    pieces = []
+    with mmap.mmap(-1, 1 << 20) as window, storage.open_read(url, version=version) as stream:
+        view = memoryview(window)
+        while count := stream.readinto(view):
+            pieces.append(bytes(view[:count]))
+        view.release()
+    return b"".join(pieces)
