@@ -7,6 +7,7 @@ A page holds a table between `<!-- options: COMMAND -->` and `<!-- end of option
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import re
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 import click
+
+from tarmill.spec import KINDS, option_of
 
 DOCS = Path(__file__).parent
 COMMANDS = {
@@ -35,15 +38,23 @@ def command_of(name: str) -> click.Command:
     return found[0]
 
 
+def argument_help(name: str) -> str:
+    """Find what the specs say of an argument: click shows no help for those."""
+    for kind in KINDS:
+        for field in dataclasses.fields(kind.spec):
+            if field.name == name:
+                return option_of(field).help
+    return {"inputs": "Input shards, in shard notation."}.get(name, "")
+
+
 def table(command: click.Command) -> str:
     """Format a command's arguments and options, in the order of its help, as a Markdown table."""
-    context = click.Context(command)
+    context = click.Context(command, **command.context_settings)
     lines = ["| option | what it does |", "| --- | --- |"]
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Argument):
-            told = record[1] if record else getattr(parameter, "help", "") or ""
-            record = (parameter.make_metavar(context), told)
+            record = (parameter.make_metavar(context), argument_help(parameter.name or ""))
         if record is not None:
             flags, told = (re.sub(r"\s+", " ", text).replace("|", "\\|") for text in record)
             lines.append(f"| `{flags}` | {told} |")

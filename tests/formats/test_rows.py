@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tarmill.errors import SpecError
 from tarmill.formats.rows import FieldNames, encode_contents, row_encoder, text_cell
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tarmill.errors import UsageError
 from tarmill.planning.aggregates import Aggregate, Top, make_aggregate
 from tarmill.planning.column_stats import NAMES, Moments
@@ -185,7 +186,7 @@ def test_texts_have_min_max_and_distinct_but_no_mean() -> None:
 
 
 def test_nothing_seen_gives_a_row_without_numbers() -> None:
-    assert stats([]) == {name: None for name in NAMES} | {
+    assert stats([]) == dict.fromkeys(NAMES) | {
         "column": "x", "n": 0, "missing": 0, "texts": 0, "not_finite": 0, "distinct": 0,
     }  # fmt: skip
 

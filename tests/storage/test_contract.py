@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -117,9 +117,11 @@ def test_lists_are_sorted_recursive_and_begin_with_the_prefix(place: Place) -> N
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit])
 def test_an_exception_between_open_and_commit_leaves_nothing(place: Place, error: type[BaseException]) -> None:
-    with pytest.raises(error), storage.open_write(place.url("x.tar")) as out:
-        out.write(body_of(3_000_000))
-        raise error
+    out = storage.open_write(place.url("x.tar"))
+    with pytest.raises(error):  # noqa: PT012 - the block is the case
+        with out:
+            out.write(body_of(3_000_000))
+            raise error
     with pytest.raises(NotFoundError):
         storage.stat(place.url("x.tar"))
     assert everything_in(place) == []
@@ -131,7 +133,7 @@ def test_an_exception_between_open_and_commit_leaves_nothing(place: Place, error
 
 def test_an_exception_leaves_what_was_there_before(place: Place) -> None:
     storage.write_bytes(place.url("x.tar"), b"old")
-    with pytest.raises(ValueError), storage.open_write(place.url("x.tar")) as out:
+    with pytest.raises(ValueError), storage.open_write(place.url("x.tar")) as out:  # noqa: PT012 - the block is the case
         out.write(b"new")
         raise ValueError
     assert storage.read_bytes(place.url("x.tar")) == b"old"
@@ -162,25 +164,24 @@ def test_a_commit_in_the_background_ends_like_one_in_front(place: Place) -> None
     assert storage.read_bytes(place.url("x.tar"), version=receipt.version) == body
 
 
-def _write_and_wait(url: str, reached: multiprocessing.synchronize.Event) -> None:  # type: ignore[name-defined]
-    storage.configure(storage.StorageSettings(spool_memory_bytes=1 << 20))
-    with storage.open_write(url, owner="job-1") as out:
-        out.write(body_of(3_000_000))
-        reached.set()
-        signal.pause()
+WRITER = """
+import signal, sys
+from tarmill import storage
+storage.configure(storage.StorageSettings(spool_memory_bytes=1 << 20))
+with storage.open_write(sys.argv[1], owner="job-1") as out:
+    out.write(bytes(3_000_000))
+    print("written", flush=True)
+    signal.pause()
+"""
 
 
 def test_a_killed_writer_leaves_nothing_visible_and_nothing_that_sweep_does_not_find(place: Place) -> None:
     if place.can.shared == "process":
         pytest.skip("dies with its process")
-    context = multiprocessing.get_context("spawn")
-    reached = context.Event()
-    writer = context.Process(target=_write_and_wait, args=(place.url("x.tar"), reached))
-    writer.start()
-    assert reached.wait(60)
-    assert writer.pid is not None
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
+    with subprocess.Popen([sys.executable, "-c", WRITER, place.url("x.tar")], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        writer.kill()
     assert list(storage.list_urls(place.folder)) == []
     left = everything_in(place)
     assert storage.sweep(place.folder, "another-job") == 0

@@ -178,7 +178,7 @@ class FaultProxy:
             if isinstance(fault, Answer):
                 _answer(client, fault)
                 return
-            dropped = tuple(name.lower() + ":" for name in getattr(fault, "names", ())) + ("connection:",)
+            dropped = ("connection:", *(name.lower() + ":" for name in getattr(fault, "names", ())))
             headers = [header for header in headers if not header.lower().startswith(dropped)]
             server = socket.create_connection(("127.0.0.1", self._server_port), 10)
             with self._lock:

@@ -224,6 +224,7 @@ class _SampleReader:
                             if not odd or self._settle(record):
                                 yield record
                             record, stem, stem_length = None, _NO_STEM, 1
+                            self.fault, odd = None, self.stopped
                         if member is None or (member := self.members.next()) is None:
                             return
                         block_name = b""

@@ -365,7 +365,7 @@ def _containing(get: Getter, wanted: Any) -> Test:
         value = get(record)
         if type(value) is str:
             return type(wanted) is str and wanted in value
-        return type(value) is list and any(_same(item, wanted) for item in value)
+        return isinstance(value, list) and any(_same(item, wanted) for item in value)
 
     return test
 

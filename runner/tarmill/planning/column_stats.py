@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xxhash import xxh3_64_intdigest
+
 from tarmill.errors import UsageError
 from tarmill.planning.aggregates import Aggregate, Table
 
@@ -100,11 +102,11 @@ class ColumnStats:
                     numbers.append(value)
                 else:
                     self.not_finite += 1
-                see(float(value) if kind is float or -(2**53) <= value <= 2**53 else str(value))
+                see(float(value) if kind is float or -(2**53) <= value <= 2**53 else _hash(str(value).encode()))
             else:
                 text = _contents(value)
                 self.texts += 1
-                see(text or b"\0")  # the library passes over an empty text
+                see(_hash(text))
                 text = text[:MAX_SHOWN]
                 if self.first is None or text < self.first:
                     self.first = text
@@ -222,6 +224,11 @@ def _contents(value: Any) -> bytes:
         return value
     text = value if type(value) is str else _compact(value)
     return text.encode("utf-8", "surrogatepass")
+
+
+def _hash(text: bytes) -> int:
+    """Hash a text into what the sketch takes: it has no bytes, and passes over an empty text."""
+    return xxh3_64_intdigest(text) - (1 << 63)
 
 
 def _to_base64(contents: bytes | None) -> str | None:
