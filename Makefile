@@ -52,9 +52,11 @@ nginx:
 
 # -- to see it work ---------------------------------------------------------------------------------------------------
 
-demo: $(VENV)/.demo
+$(DEMO)/digits-3.tar: examples/digits.py | $(VENV)/.demo
 	@$(BIN)/python examples/digits.py $(DEMO)
-	$(BIN)/htmapper -p examples/invert.py '$(DEMO)/digits-@4.tar' '$(DEMO)/inverted-@4.tar'
+
+demo: $(VENV)/.demo $(DEMO)/digits-3.tar
+	$(BIN)/htmapper -p examples/invert.py --exists overwrite '$(DEMO)/digits-@4.tar' '$(DEMO)/inverted-@4.tar'
 	$(BIN)/htextract '$(DEMO)/inverted-@4.tar' -f cls --top 10
 	@echo
 	@echo 'Look at $(DEMO): digits-*.tar went in, inverted-*.tar came out (tar -tf $(DEMO)/inverted-0.tar),'

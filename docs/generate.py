@@ -74,7 +74,9 @@ def main(check: bool) -> int:
         after = generated(before)
         if after != before and check:
             stale = 1
-            difference = difflib.unified_diff(before.splitlines(), after.splitlines(), page.name, "generated", "", "", 1)
+            difference = difflib.unified_diff(
+                before.splitlines(), after.splitlines(), page.name, "generated", "", "", 1
+            )
             print("\n".join([*difference, f"{page.name} is out of date; write it again: make docs"]))
         elif after != before:
             page.write_text(after)

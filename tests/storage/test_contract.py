@@ -118,10 +118,9 @@ def test_lists_are_sorted_recursive_and_begin_with_the_prefix(place: Place) -> N
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit])
 def test_an_exception_between_open_and_commit_leaves_nothing(place: Place, error: type[BaseException]) -> None:
     out = storage.open_write(place.url("x.tar"))
-    with pytest.raises(error):  # noqa: PT012 - the block is the case
-        with out:
-            out.write(body_of(3_000_000))
-            raise error
+    with pytest.raises(error), out:  # noqa: PT012 - the block is the case
+        out.write(body_of(3_000_000))
+        raise error
     with pytest.raises(NotFoundError):
         storage.stat(place.url("x.tar"))
     assert everything_in(place) == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def test_merged_fetches_serve_every_range(ranges: list[tuple[int, int]], gap: in
 @given(ranges=RANGES, gap=st.integers(1, 50))
 def test_merged_fetches_lie_apart_by_at_least_the_gap(ranges: list[tuple[int, int]], gap: int) -> None:
     spans = [(start, start + length) for start, length, _ in merge_ranges(ranges, gap)]
-    assert all(left[1] + gap <= right[0] for left, right in zip(spans, spans[1:], strict=False))
+    assert all(left[1] + gap <= right[0] for left, right in pairwise(spans))
     ends = {offset for offset, length in ranges if length} | {offset + length for offset, length in ranges if length}
     assert all(start in ends and end in ends for start, end in spans)
 

@@ -109,8 +109,8 @@ def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], seconds: floa
 
 
 @pytest.mark.parametrize(("status", "retried"), [
-    (400, False), (401, False), (403, False), (404, False), (412, False), (408, True), (429, True), (500, True), (502, True),
-    (503, True), (504, True), (501, False), (507, False),
+    (400, False), (401, False), (403, False), (404, False), (412, False), (408, True), (429, True), (500, True),
+    (502, True), (503, True), (504, True), (501, False), (507, False),
 ])  # fmt: skip
 def test_statuses_are_retried_that_may_get_better(status: int, retried: bool) -> None:
     assert (status in RETRIED_STATUSES) == retried

@@ -61,6 +61,13 @@ class CutUpload:
 
 
 @dataclass(frozen=True)
+class StallUpload:
+    """Take no more of the request's body after so many bytes; `FaultProxy.stalled` is set then."""
+
+    after: int
+
+
+@dataclass(frozen=True)
 class LoseAnswer:
     """Let the request through and throw its answer away."""
 
@@ -79,7 +86,7 @@ class Strip:
     names: tuple[str, ...]
 
 
-Fault = Cut | Reset | Stall | Answer | CutUpload | LoseAnswer | Flip | Strip
+Fault = Cut | Reset | Stall | Answer | CutUpload | StallUpload | LoseAnswer | Flip | Strip
 
 
 def random_faults(seed: int, count: int, size: int) -> list[Fault]:
@@ -115,6 +122,7 @@ class FaultProxy:
         self.port = int(self._listener.getsockname()[1])
         self.seen: list[str] = []
         self.hurt = 0
+        self.stalled = threading.Event()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -185,7 +193,12 @@ class FaultProxy:
                 self._open.add(server)
             server.sendall("\r\n".join([line, *headers, "Connection: close", "", ""]).encode("latin-1"))
             length = next((int(h.split(":")[1]) for h in headers if h.lower().startswith("content-length:")), 0)
-            if not _pass_upload(client, server, body, length, fault):
+            if isinstance(fault, StallUpload):
+                server.sendall(body[: fault.after])
+                self.stalled.set()
+                while client.recv(1 << 16):  # taken, never passed on; ends with the client
+                    pass
+            elif not _pass_upload(client, server, body, length, fault):
                 _reset(client)
                 return
             self._pass_answer(client, server, fault if length == 0 or not isinstance(fault, Flip) else None)
@@ -208,7 +221,7 @@ class FaultProxy:
         client.sendall((head + "\r\n\r\n").encode("latin-1"))
         limit = fault.after if isinstance(fault, Cut | Reset | Stall) else None
         passed = 0
-        while body:
+        while body := body or server.recv(1 << 16):
             if isinstance(fault, Flip):
                 body = _flip(body, fault.at - passed)
             if limit is not None:
@@ -217,7 +230,7 @@ class FaultProxy:
             passed += len(body)
             if limit is not None and passed >= limit:
                 break
-            body = server.recv(1 << 16)
+            body = b""
         if isinstance(fault, Reset):
             _reset(client)
         elif isinstance(fault, Stall):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import webdataset
+from webdataset import tariterators
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -221,10 +222,11 @@ def gnu_tar_listing(data: bytes, folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def webdataset_listing(path: Path) -> list[dict[str, Any]]:
-    """Read a shard with webdataset: {"__key__": str, field in lower case: bytes} in order."""
-    found = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
-    return [{k: v for k, v in sample.items() if k == "__key__" or k[:2] != "__"} for sample in found]
+def webdataset_listing(data: bytes) -> list[dict[str, Any]]:
+    """Read a shard with webdataset's reader: {"__key__": str, field in lower case: bytes} in order."""
+    files = tariterators.tar_file_expander([{"url": "s.tar", "stream": io.BytesIO(data)}])
+    samples = tariterators.group_by_keys(files)
+    return [{k: v for k, v in sample.items() if k == "__key__" or k[:2] != "__"} for sample in samples]
 
 
 def samples_of(pairs: Iterable[tuple[str, bytes]]) -> list[dict[str, Any]]:

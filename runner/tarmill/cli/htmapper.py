@@ -28,7 +28,11 @@ Example: keep the samples whose class is 3, and shorten their text.
 @spec_options(MapSpec)
 @spec_options(RunOptions)
 def command(**values: Any) -> None:
-    """Send every sample of the IN shards through a script and write the OUT shards, one for one."""
+    """Send every sample of the IN shards through a script and write the OUT shards, one for one.
+
+    IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs, or -.
+    OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
+    """
     run_command(lambda: _run(values))
 
 

@@ -82,7 +82,7 @@ def _parameter(field: dataclasses.Field[Any], known: Option, hint: Any) -> Calla
         settings["metavar"] = None
     elif known.unit == "bytes":
         settings["type"] = Bytes()
-        settings["show_default"] = _show_bytes(int(field.default))  # type: ignore[arg-type]
+        settings["default"] = _show_bytes(settings["default"])
     elif known.unit == "seconds":
         settings["type"] = Seconds()
     elif base in (int, float):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 from tarmill import storage
 from tarmill.engine.base import Engine, Outcome, R, T
@@ -98,32 +97,30 @@ def probe_workers(engine: Engine, shard: Shard, folder: str) -> None:
     Raises:
         UsageError: a worker differs or cannot; the message names it.
     """
-    check, probe = getattr(engine, "check_versions", None), getattr(engine, "probe", None)
-    if check is None or probe is None:
+    check, require = getattr(engine, "check_versions", None), getattr(engine, "require", None)
+    if check is None or require is None:
         return
     check()
-    local = [url for url in (shard.url, folder) if storage.scheme_of(url) == "file"]
-    if not local:
-        return
-    found: dict[str, Any] = probe(look_from_worker, (shard.url, shard.version, folder))
-    for worker, answer in found.items():
-        if answer is not None:
-            raise UsageError(
-                f"worker {worker} does not see the same files as this machine: {answer}; use a file system that all "
-                "workers share under the same path, or URLs",
-                worker=worker,
-            )
+    places = tuple(url if storage.scheme_of(url) == "file" else "" for url in (shard.url, folder or "./"))
+    if any(places):
+        require(look_from_worker, (places[0], shard.version, places[1]))
 
 
-def look_from_worker(places: tuple[str, str | None, str]) -> str | None:
-    """Run on every worker by `probe_workers`: what is wrong with the files seen from here, or None."""
+def look_from_worker(places: tuple[str, str | None, str]) -> None:
+    """Run on every worker by `probe_workers`, also on those that join later.
+
+    Raises:
+        UsageError: the worker does not see the input as it was planned, or cannot write to the outputs' folder.
+    """
     url, version, folder = places
     try:
-        if storage.scheme_of(url) == "file" and storage.stat(url).version != version:
-            return f"{url} is another file there"
-        if storage.scheme_of(folder) == "file":
-            with storage.open_write(f"{folder}.tarmill-probe-{os.getpid()}", owner="probe") as stream:
-                stream.abort()
+        if url and storage.stat(url).version != version:
+            raise UsageError(f"{url} is another file there", url=url)
+        if folder:
+            storage.open_write(f"{folder}.tarmill-probe-{os.getpid()}", owner="probe").abort()
     except TarmillError as error:
-        return error.message
-    return None
+        raise UsageError(
+            f"the worker does not see the same files as this machine: {error.message}; use a folder that all workers "
+            "share under the same path, or URLs",
+            url=url,
+        ) from None

@@ -69,7 +69,8 @@ def _must_be_regular(mode: int, url: str, cure: str) -> None:
 
 
 def _stat_of(url: str, found: os.stat_result) -> Stat:
-    version = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}-{found.st_dev:x}"
+    # no device number: one file of a shared file system must have one version on all hosts
+    version = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
     return Stat(url, found.st_size, version, found.st_mtime_ns / 1e9)
 
 
