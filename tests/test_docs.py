@@ -44,7 +44,7 @@ def steps_of(block: str, status: int) -> list[Step]:
     for line in block.splitlines():
         if line.startswith("$ "):
             steps.append((line[2:], []))
-        elif line.startswith("> ") and not steps[-1][1]:
+        elif (line.startswith("> ") or line == ">") and not steps[-1][1]:
             steps[-1] = (steps[-1][0] + "\n" + line[2:], [])
         else:
             steps[-1][1].append(line)

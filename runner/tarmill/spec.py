@@ -293,6 +293,13 @@ class RunOptions(Spec):
     log_format: str = option("text", choices=("text", "json"), help="Progress for people, or as JSON lines.")
     quiet: bool = option(False, flags=("-q", "--quiet"), help="No progress and no report; errors only.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            self.refuse("workers", "expected a number of processes, or 0 for one per core")
+        if self.task_timeout < 0:
+            self.refuse("task_timeout", "expected a duration such as 5m, or 0 for never")
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:

@@ -45,7 +45,9 @@ def test_hand_made_old_gnu_sparse_is_what_tarfile_reads(pieces):
     whole = bytearray(1024 * pieces)
     for offset, length in entries:
         whole[offset : offset + length] = b"abc"
-    data = tars.old_gnu_sparse("s.bin", entries, b"abc" * pieces, len(whole)) + tars.member("t.txt", b"after") + tars.END
+    data = (
+        tars.old_gnu_sparse("s.bin", entries, b"abc" * pieces, len(whole)) + tars.member("t.txt", b"after") + tars.END
+    )
     assert tars.tarfile_listing(data) == [("s.bin", bytes(whole)), ("t.txt", b"after")]
 
 

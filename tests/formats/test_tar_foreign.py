@@ -1,7 +1,7 @@
 """Archives that nobody here wrote: the test data of CPython's tarfile and of Go's archive/tar.
 
-Each file has a row that says what must come out and why, or it must give what tarfile gives. Where tarfile and Go do not
-agree, the row says who is right.
+Each file has a row that says what must come out and why, or it must give what tarfile gives. Where tarfile and Go do
+not agree, the row says who is right.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from support import tars
 from support.tar_reading import URL, digest
+
 from tarmill.errors import FormatError, LimitError
 from tarmill.formats.compression import decompress
 from tarmill.formats.samples import ReadOptions, Tally
@@ -64,7 +65,9 @@ ROWS = {
     "nil-uid.tar": Row(NO_END, error="truncated"),
     "ustar-file-reg.tar": Row(NO_END, error="truncated"),
     "pax-bad-mtime-file.tar": Row("the mtime, which Go cannot read, is of no interest; " + NO_END, error="truncated"),
-    "pax-pos-size-file.tar": Row("a size with leading zeros is a number for Go and tarfile; " + NO_END, error="truncated"),
+    "pax-pos-size-file.tar": Row(
+        "a size with leading zeros is a number for Go and tarfile; " + NO_END, error="truncated"
+    ),
     "gnu-sparse-big.tar.base64": Row(TOO_LARGE, error="too-large", members=[], size_bytes=60_000_000_000),
     "pax-sparse-big.tar.base64": Row(TOO_LARGE, error="too-large", members=[], size_bytes=60_000_000_000),
     "writer-big.tar": Row(TOO_LARGE, error="too-large", members=[], size_bytes=16 << 30),
@@ -78,8 +81,12 @@ ROWS = {
     "pax-bad-hdr-large.tar.bz2": Row("a pax header of more than 1 MiB; " + DAMAGED, error="too-large", members=[]),
     "pax-nul-path.tar": Row("a NUL in a pax path; " + DAMAGED, error="bad-header", members=[]),
     "pax-path-hdr.tar": Row("a pax header and no member; " + DAMAGED, error="truncated", members=[]),
-    "pax-nil-sparse-data.tar": Row("tarfile 3.11 takes the map for data, Go does not", members=[("sparse.db", SPARSE_DATA)]),
-    "pax-nil-sparse-hole.tar": Row("tarfile 3.11 takes the map for data, Go does not", members=[("sparse.db", bytes(1000))]),
+    "pax-nil-sparse-data.tar": Row(
+        "tarfile 3.11 takes the map for data, Go does not", members=[("sparse.db", SPARSE_DATA)]
+    ),
+    "pax-nil-sparse-hole.tar": Row(
+        "tarfile 3.11 takes the map for data, Go does not", members=[("sparse.db", bytes(1000))]
+    ),
     "pax-global-records.tar": Row(
         "a path for all members, one of its own, then an empty one for all that takes the first back (POSIX); "
         "tarfile ends with empty names, Go does not follow records for all",
@@ -187,7 +194,7 @@ def test_fast_and_slow_path_agree_about_a_foreign_archive(path):
 
 def compressed_archives() -> list:
     folder = cpython_testdata()
-    paths = [p for p in folder.rglob("testtar.tar.*")] if folder else []
+    paths = list(folder.rglob("testtar.tar.*")) if folder else []
     if not paths:
         reason = "CPython's compressed test archives are not on this machine"
         return [pytest.param(None, id="testtar", marks=pytest.mark.skip(reason=reason))]

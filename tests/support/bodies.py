@@ -18,9 +18,8 @@ def body_of(size: int, seed: int = 0) -> bytes:
 def read_whole(url: str, version: str | None = None) -> bytes:
     """Read to the end through one page-aligned window."""
     pieces = []
-    with mmap.mmap(-1, 1 << 20) as window, storage.open_read(url, version=version) as stream:
-        view = memoryview(window)
-        while count := stream.readinto(view):
-            pieces.append(bytes(view[:count]))
-        view.release()
+    window = memoryview(mmap.mmap(-1, 1 << 20))
+    with storage.open_read(url, version=version) as stream:
+        while count := stream.readinto(window):
+            pieces.append(bytes(window[:count]))
     return b"".join(pieces)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -62,16 +64,49 @@ def _die_first_time(job: Job) -> None:
 
 
 def _die_beside_another(job: Job) -> None:
-    """Kill the worker each time, at first only when another job runs on it as well."""
-    others = [index for index in started(Path(job.folder)) if index != job.index]
-    if len(starts(Path(job.folder), job.index)) == 1:
-        wait_for(
-            lambda: any(
-                os.getpid() in starts(Path(job.folder), index)
-                for index in others or started(Path(job.folder)) - {job.index}
-            )
-        )
+    """Kill the worker each time; at first not before another job runs in the same process."""
+    folder = Path(job.folder)
+
+    def is_beside_another() -> bool:
+        others = [starts(folder, index) for index in started(folder) - {job.index}]
+        return any(os.getpid() in pids for pids in others)
+
+    if len(starts(folder, job.index)) == 1:
+        wait_for(is_beside_another)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_for_second_start(job: Job) -> None:
+    """At first run until the worker dies of something else; succeed when started again."""
+    if len(starts(Path(job.folder), job.index)) == 1:
+        _spin(job)
+
+
+def _wait_for_both(job: Job) -> None:
+    """Two tasks that run at the same time or not at all."""
+    wait_for(lambda: len(started(Path(job.folder))) == 2)
+
+
+def _count(job: Job) -> None:
+    """Run for several reporting periods, with progress in each; shorter than that no task timeout can be."""
+    until_s = time.monotonic() + 3
+    while time.monotonic() < until_s:
+        meter.current().read_bytes += 512
+        time.sleep(0.01)
+
+
+def _stubborn(job: Job) -> None:
+    """Go on after the interruption, as bad code does."""
+    with contextlib.suppress(Interrupted):
+        _spin(job)
+    (Path(job.folder) / f"tidied-{job.index}").touch()
+    _spin(job)
+
+
+def _start_child_and_sleep(job: Job) -> None:
+    child = subprocess.Popen(["sleep", "1000"])
+    (Path(job.folder) / "child").write_text(str(child.pid), "ascii")
+    time.sleep(1e6)
 
 
 def _format_error(job: Job) -> None:
@@ -84,7 +119,7 @@ def _value_error(job: Job) -> None:
 
 def _spin(job: Job) -> None:
     while True:
-        pass
+        time.sleep(0.001)
 
 
 def _hold_interpreter_lock(job: Job) -> None:
@@ -107,12 +142,16 @@ ACTIONS = {
     "sys-exit": lambda job: sys.exit("the script has enough"),
     "die-once": _die_first_time,
     "die-beside": _die_beside_another,
+    "second-time": _wait_for_second_start,
     "format-error": _format_error,
     "value-error": _value_error,
-    "unpicklable": lambda job: None,
     "spin": _spin,
     "sleep": lambda job: time.sleep(1e6),
     "hold-lock": _hold_interpreter_lock,
+    "wait-for-both": _wait_for_both,
+    "count": _count,
+    "stubborn": _stubborn,
+    "start-child-and-sleep": _start_child_and_sleep,
     "tidy": _wait_and_tidy,
     "print": lambda job: print("noise of a script", flush=True),
 }

@@ -11,6 +11,8 @@ Views of the same root beside the writable one: `/html/` (HTML listing), `/nolis
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import socket
@@ -60,7 +62,7 @@ http {{
     location /noetag/ {{ alias {root}/; etag off; }}
     location /novalidator/ {{ alias {root}/; etag off; add_header Last-Modified ""; }}
     location /moved/ {{ rewrite ^/moved/(.*)$ $scheme://$http_host/$1 redirect; }}
-    location /moved307/ {{ rewrite ^/moved307/(.*)$ /$1 break; return 307 $scheme://$http_host$uri; }}
+    location ~ ^/moved307/(.*)$ {{ return 307 $scheme://$http_host/$1; }}
     location /loop/ {{ return 302 /loop/; }}
   }}
 }}
@@ -124,7 +126,8 @@ class Nginx:
     def __enter__(self) -> Self:
         self.root.mkdir(parents=True, exist_ok=True)
         self._work.mkdir(parents=True, exist_ok=True)
-        (self._work / "htpasswd").write_text(f"{USER}:{{PLAIN}}{PASSWORD}\n")
+        digest = base64.b64encode(hashlib.sha1(PASSWORD.encode()).digest()).decode()
+        (self._work / "htpasswd").write_text(f"{USER}:{{SHA}}{digest}\n")  # a form that nginx itself understands
         for _ in range(5):  # another process may take the port between our look and nginx's bind
             self.port = free_port()
             if self._start():

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from support.tars import Trickle
 from tarmill.errors import FormatError
 from tarmill.formats.samples import ReadOptions, Rejection, Tally
 from tarmill.formats.tar_read import iter_members, iter_samples
-
-from support.tars import Trickle
 
 URL = "shard-000.tar"
 
@@ -55,8 +54,7 @@ def outcome(
     records: list[dict[str, Any]] = []
     error = None
     try:
-        for record in iter_samples(raw, URL, ReadOptions(**options), tally, again):
-            records.append(bare(record))
+        records.extend(bare(record) for record in iter_samples(raw, URL, ReadOptions(**options), tally, again))
     except FormatError as caught:
         error = caught
     if error is None:

@@ -167,8 +167,7 @@ def by_gnu_tar(folder: Path, *options: str, names: Sequence[str] = (".",)) -> by
     assert command, "gnu_tar_command() is asked before"
     done = subprocess.run(
         [command, "-C", str(folder), "--sort=name", "--transform=s,^\\./,,", *options, "-cf", "-", "--", *names],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         env={**os.environ, "LC_ALL": "C", "TAR_OPTIONS": ""},
     )
     assert done.returncode == 0, done.stderr.decode()

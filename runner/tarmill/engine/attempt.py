@@ -26,9 +26,12 @@ def pack(function: Callable[[T], R], task: T) -> bytes:
     return pickle.dumps((function, task), protocol=5)
 
 
-def run_packed(payload: bytes, index: int) -> bytes:
-    """Run what `pack` made; returns the pickled `Ended`. Whatever goes wrong is inside, only Interrupted comes out."""
-    with meter.running(index) as gauge:
+def run_packed(payload: bytes, index: int, trace: Callable[[str], None] | None = None) -> bytes:
+    """Run what `pack` made; returns the pickled `Ended`. Whatever goes wrong is inside, only Interrupted comes out.
+
+    `trace` gets every key as the task comes to it: see `meter.running`.
+    """
+    with meter.running(index, trace) as gauge:
         try:
             function, task = pickle.loads(payload)
             result = function(task)

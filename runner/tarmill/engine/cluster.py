@@ -163,9 +163,10 @@ class _Run(Generic[T, R]):
 
     def outcomes(self) -> Generator[Outcome[T, R], None, None]:
         while self.dispatcher.unfinished:
-            for start in self.dispatcher.next_starts():
-                self._submit(start)
-            yield from self._turn()
+            self._submit_all()
+            ended = self._turn()
+            self._submit_all()  # before the yield: workers need not wait until the caller comes back
+            yield from ended
             self._check_cluster()
 
     def finish(self) -> None:
@@ -180,6 +181,10 @@ class _Run(Generic[T, R]):
         if self.client.status == "running":
             self.client.unsubscribe_topic(self.topic)
 
+    def _submit_all(self) -> None:
+        for start in self.dispatcher.next_starts():
+            self._submit(start)
+
     def _submit(self, start: Start) -> None:
         task = self.tasks[start.index]
         key = f"{self.topic}-{start.index}-{start.attempt}"
@@ -192,7 +197,7 @@ class _Run(Generic[T, R]):
             worker_id=self.ids[start.worker],
             topic=self.topic,
             task_timeout_s=self.engine.task_timeout_s,
-            period_s=max(PERIOD_S, len(self.ids) / REPORTS_PER_S),
+            period_s=0 if start.alone else max(PERIOD_S, len(self.ids) / REPORTS_PER_S),
         )
         future = self.client.submit(
             execute, order, key=key, workers=[start.worker], allow_other_workers=False, pure=False, retries=0

@@ -133,6 +133,7 @@ class _Monitor:
     def add(self, entry: _Entry) -> None:
         with self._lock:
             self._entries.append(entry)
+            _arm_last_resort(self._entries)  # before the task can take the interpreter lock for good
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="tarmill-monitor", daemon=True)
                 self._thread.start()

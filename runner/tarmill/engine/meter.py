@@ -33,6 +33,30 @@ class Meter:
         return Progress(self.index, self.samples, self.read_bytes, self.written_bytes, self.key, done)
 
 
+class TracedMeter(Meter):
+    """A meter that hands each key to `trace` before the sample is worked on.
+
+    Too dear for every task; made for one that has killed a worker and runs again, to know the very sample.
+    """
+
+    __slots__ = ("_key", "_trace")
+
+    def __init__(self, index: int, trace: Callable[[str], None]) -> None:
+        self._key = ""
+        self._trace = trace
+        super().__init__(index)
+
+    @property
+    def key(self) -> str:
+        """The sample in work now."""
+        return self._key
+
+    @key.setter
+    def key(self, key: str) -> None:
+        self._key = key
+        self._trace(key)
+
+
 _here = threading.local()
 _running: dict[int, Meter] = {}  # by thread; one key is written by one thread only
 
@@ -49,10 +73,15 @@ def current() -> Meter:
 
 
 @contextmanager
-def running(index: int) -> Iterator[Meter]:
-    """Give this thread a fresh meter for the task with that index, which reporters see as long as the block lasts."""
+def running(index: int, trace: Callable[[str], None] | None = None) -> Iterator[Meter]:
+    """Give this thread a fresh meter for the task with that index, which reporters see as long as the block lasts.
+
+    Args:
+        index: of the task.
+        trace: is called with every key that the task sets; slows the task down.
+    """
     thread = threading.get_ident()
-    meter = _here.meter = _running[thread] = Meter(index)
+    meter = _here.meter = _running[thread] = Meter(index) if trace is None else TracedMeter(index, trace)
     try:
         yield meter
     finally:

@@ -14,11 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from tarmill.engine.channel import Channel
-from tarmill.engine.process_worker import GRACE_S
+from tarmill.engine.process_worker import GRACE_S, read_trace
 
-_MAIN = (
-    "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({channel}, {lifeline})"
-)
+_MAIN = "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({fds})"
 
 
 class WorkerProcess:
@@ -31,16 +29,18 @@ class WorkerProcess:
     """
 
     def __init__(self, lifeline_fd: int) -> None:
+        self._trace_fd = os.memfd_create("tarmill-trace") if hasattr(os, "memfd_create") else -1
         ours, theirs = socket.socketpair()
         with theirs:
             path = [entry or os.getcwd() for entry in sys.path]
-            code = _MAIN.format(path=path, channel=theirs.fileno(), lifeline=lifeline_fd)
+            fds = (theirs.fileno(), lifeline_fd, self._trace_fd)
+            code = _MAIN.format(path=path, fds=", ".join(map(str, fds)))
             self._process = subprocess.Popen(
                 # -P: a file in the current folder must not stand in for a module before the path is set
                 [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", code],  # type: ignore[attr-defined]
                 stdin=subprocess.DEVNULL,
                 stdout=_standard_error(),  # what a script prints must not mix with data on the driver's standard output
-                pass_fds=(theirs.fileno(), lifeline_fd),
+                pass_fds=[fd for fd in fds if fd >= 0],
                 process_group=0,
             )
         self.channel = Channel(ours.detach())
@@ -67,6 +67,20 @@ class WorkerProcess:
                 messages.append(self.channel.receive())
         return messages
 
+    def send_task(self, index: int, payload: bytes, *, is_traced: bool) -> None:
+        """Give the worker a task; with `is_traced` the very sample is known if it dies, which costs time.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        if self._trace_fd >= 0:
+            os.ftruncate(self._trace_fd, 0)
+        self.channel.send((index, payload, is_traced))
+
+    def last_traced_key(self) -> str:
+        """The sample in which a traced task was last, as it left it before it died; "" if there is none."""
+        return read_trace(self._trace_fd)
+
     def terminate(self) -> None:
         """Ask the worker to stop what it runs, clean up and end."""
         with contextlib.suppress(ProcessLookupError):
@@ -90,6 +104,9 @@ class WorkerProcess:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
+        if self._trace_fd >= 0:
+            os.close(self._trace_fd)
+            self._trace_fd = -1
         return code
 
 

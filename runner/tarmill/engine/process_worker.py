@@ -20,11 +20,13 @@ from tarmill.engine.channel import Channel
 from tarmill.errors import Interrupted
 
 GRACE_S = 1.2
+MAX_TRACE_BYTES = 4096
 
 
 class _Worker:
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, trace_fd: int) -> None:
         self.channel = channel
+        self.trace_fd = trace_fd
         self.may_stop_here = False  # in a task or waiting for one: an exception does no harm
         self.stopping = False
 
@@ -39,14 +41,17 @@ class _Worker:
         while not self.stopping:
             try:
                 self.may_stop_here = not self.stopping
-                index, payload = self.channel.receive()
+                index, payload, is_traced = self.channel.receive()
                 if not reporting:
                     meter.Reporter(self.tell)
                     reporting = True
-                reply = run_packed(payload, index)
+                reply = run_packed(payload, index, self.trace if is_traced else None)
             finally:
                 self.may_stop_here = False
             self.channel.send(reply)
+
+    def trace(self, key: str) -> None:
+        write_trace(self.trace_fd, key)
 
     def tell(self, progress: Progress) -> None:
         try:
@@ -55,14 +60,18 @@ class _Worker:
             return
 
 
-def main(channel_fd: int, lifeline_fd: int) -> None:
-    """Serve the driver at the other end of the channel until it closes the channel, ends, or sends SIGTERM."""
+def main(channel_fd: int, lifeline_fd: int, trace_fd: int) -> None:
+    """Serve the driver at the other end of the channel until it closes the channel, ends, or sends SIGTERM.
+
+    The arguments are file descriptors; that of the trace is -1 where the system has no memory files.
+    """
     # The terminal's Ctrl-C is the driver's to judge. Not SIG_IGN: programs that a script starts would inherit that.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    worker = _Worker(Channel(channel_fd))
+    worker = _Worker(Channel(channel_fd), trace_fd)
     signal.signal(signal.SIGTERM, worker.on_terminate)
-    os.set_inheritable(channel_fd, False)
-    os.set_inheritable(lifeline_fd, False)
+    for fd in (channel_fd, lifeline_fd, trace_fd):
+        if fd >= 0:
+            os.set_inheritable(fd, False)  # what a script starts must not keep them open
     threading.Thread(target=_end_with_driver, args=(lifeline_fd,), name="tarmill-lifeline", daemon=True).start()
     try:
         worker.channel.send("ready")
@@ -71,6 +80,21 @@ def main(channel_fd: int, lifeline_fd: int) -> None:
         sys.exit(stop.exit_code)
     except (EOFError, ConnectionError):
         return  # the driver needs this worker no more
+
+
+def write_trace(fd: int, key: str) -> None:
+    """Leave the key where the driver finds it even if this process dies the next moment."""
+    if fd >= 0:
+        text = key.encode("utf-8", "surrogateescape")[:MAX_TRACE_BYTES]
+        os.pwrite(fd, len(text).to_bytes(4, "big") + text, 0)
+
+
+def read_trace(fd: int) -> str:
+    """The key that was left there last; "" if none was."""
+    if fd < 0:
+        return ""
+    found = os.pread(fd, 4 + MAX_TRACE_BYTES, 0)
+    return found[4 : 4 + int.from_bytes(found[:4], "big")].decode("utf-8", "surrogateescape")
 
 
 def _end_with_driver(lifeline_fd: int) -> None:

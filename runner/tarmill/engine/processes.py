@@ -133,20 +133,25 @@ class _Run(Generic[T, R]):
             self.dispatcher.join(name, 1)
         while self.dispatcher.unfinished or self.jobs:
             self._start_workers()
-            for start in self.dispatcher.next_starts():
-                self._start_task(start)
-            yield from self._turn()
+            self._start_tasks()
+            ended = self._turn()
+            self._start_tasks()  # before the yield: workers need not wait until the caller comes back
+            yield from ended
 
     def _start_workers(self) -> None:
         wanted = min(self.engine.workers, self.dispatcher.unfinished)
         for _ in range(wanted - len(self.engine._pool)):
             self.starting.add(self.engine._start_worker().name)
 
+    def _start_tasks(self) -> None:
+        for start in self.dispatcher.next_starts():
+            self._start_task(start)
+
     def _start_task(self, start: Start) -> None:
         payload = pack(self.function, self.tasks[start.index])
         self.jobs[start.worker] = _Job(start)
         with contextlib.suppress(OSError):  # it died while it waited: the next turn finds that out
-            self.engine._pool[start.worker].channel.send((start.index, payload))
+            self.engine._pool[start.worker].send_task(start.index, payload, is_traced=start.attempt > 1)
 
     def _turn(self) -> list[Outcome[T, R]]:
         """Wait until something happens, and return the outcomes that came of it."""
@@ -202,7 +207,9 @@ class _Run(Generic[T, R]):
 
     def _bury(self, name: str) -> list[Outcome[T, R]]:
         """A worker process has ended: by itself, by the system, or since we killed it."""
-        code = self.engine._pool.pop(name).destroy()
+        worker = self.engine._pool.pop(name)
+        key = worker.last_traced_key()
+        code = worker.destroy()
         job = self.jobs.pop(name, None)
         given_up = self.dispatcher.leave(name)
         if name in self.starting:
@@ -218,7 +225,7 @@ class _Run(Generic[T, R]):
             return [self._outcome(job, None, job.hung)]
         if job is not None and given_up:
             index = job.start.index
-            error = death_error(self.tasks[index], self.dispatcher.deaths(index), job.watch.last.key, code)
+            error = death_error(self.tasks[index], self.dispatcher.deaths(index), key or job.watch.last.key, code)
             return [self._outcome(job, None, error)]
         return []
 

@@ -44,7 +44,7 @@ def timeout_error(task: TaskLike, watch: Watch, timeout_s: float, now_s: float) 
     """The error for a task that was ended because it made no progress; facts: shard, key, timeout_s, samples."""
     last = watch.last
     if not last.key:
-        where = "before its first sample"
+        where = "before the first sample that it told of"
     elif watch.is_silent(now_s):
         where = (
             f"in or soon after sample {last.key!r} (the code holds the interpreter lock, so this is the last one told)"

@@ -173,9 +173,12 @@ def _number(kind: type[int] | type[float]) -> Callable[[Any], Any]:
     """Convert bytes or str as Python does, but for the underscores that it allows between digits."""
 
     def convert(raw: Any) -> Any:
-        if (b"_" if type(raw) is bytes else "_") in raw or not raw.isascii():
-            raise ValueError(f"{raw[:40]!r} is no {kind.__name__}")
-        return kind(raw)
+        if (b"_" if type(raw) is bytes else "_") not in raw and raw.isascii():
+            try:
+                return kind(raw)
+            except ValueError:
+                pass  # Python's message may hold all of a long text
+        raise ValueError(f"{raw[:40]!r} is no {kind.__name__}")
 
     return convert
 

@@ -71,7 +71,7 @@ def parse_number(text: bytes) -> int:
     digits = text.partition(b"\0")[0].strip()
     if not digits:
         return 0
-    if not all(48 <= c <= 55 for c in digits):
+    if digits.translate(None, b"01234567"):
         raise ValueError(f"{text!r} is no octal number")
     return int(digits, 8)
 

@@ -74,6 +74,8 @@ class MemberReader:
         self.global_pax: dict[bytes, bytes] = {}
         self.ended = False
         """Whether the last thing read was an end mark."""
+        self.gaps: list[tuple[int, int]] | None = None
+        """Takes (start, end) of end marks and pax headers for all members, where a caller asks for it."""
         self._reopen = reopen
         self._links: dict[bytes, bytes] = {}
 
@@ -99,9 +101,12 @@ class MemberReader:
                 if records or long_name is not None or long_link is not None:
                     raise self.bad("an extension header is followed by the end mark instead of its member", start)
                 self._pass_zero_blocks()
+                if self.gaps is not None:
+                    self.gaps.append((start, window.offset))
                 return Member(b"", END_MARK, 0, 0, start)
             header = self._parse(block, start)
             self.ended = False
+            at = window.offset
             window.pos += BLOCK
             if header.kind == "pax":
                 records += self._pax_records(header, start)
@@ -110,6 +115,10 @@ class MemberReader:
                 self.global_pax.update(
                     (k, v) for k, v in records_of_all if k in _GLOBAL or k.startswith(b"GNU.sparse.")
                 )
+                if self.gaps is not None:
+                    self.gaps.append((at, window.offset))
+                if start == at:
+                    start = window.offset  # it belongs to no member, as in tarfile
             elif header.kind == "gnu-long-name":
                 long_name = self._extension(header, start).partition(b"\0")[0]
             elif header.kind == "gnu-long-link":

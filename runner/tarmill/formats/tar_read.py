@@ -20,6 +20,9 @@ from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK, parse_header, parse_nu
 from tarmill.formats.tar_members import END_MARK, Member, MemberReader
 from tarmill.formats.tar_window import RawInput, Window
 
+Place = tuple[int, int, str]
+"""Where a field's data lies in the decompressed stream: offset, bytes stored there (without padding), kind of member."""
+
 _NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
 _MAX_CACHED = 4096
@@ -45,6 +48,27 @@ def iter_samples(
         FormatError: under `on_error="fail"`, at the first thing that is wrong with the shard.
     """
     return _SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
+
+
+def iter_places(
+    raw: RawInput, shard: str, gaps: list[tuple[int, int]], key_function: str = "base_plus_ext", tally: Tally | None = None
+) -> Iterator[Record]:
+    """Find the samples of a shard and where their fields lie, without reading contents (see module `index`).
+
+    Args:
+        raw, shard, tally: as for `iter_samples`; anything that is wrong with the shard is an error.
+        gaps: takes (start, end) of what belongs to no sample, before the sample behind it comes: members that are
+            passed over, pax headers for all members, end marks. The end mark of the shard is the last.
+        key_function: as in `ReadOptions`.
+
+    Yields:
+        Records with a `Place` for each field: offset of its data, bytes stored there, kind. The kind is that of the
+        member, or "pax-global" where it depends on a pax header for all members.
+    """
+    options = ReadOptions(key_function, frozenset(), sizes=True)
+    reader = _SampleReader(raw, shard, options, tally or Tally(), None)
+    reader.gaps = reader.members.gaps = gaps
+    return reader.run()
 
 
 def iter_members(
@@ -135,12 +159,14 @@ class _SampleReader:
         self.fault: FormatError | None = None
         """What is wrong with the sample in progress."""
         self.stopped = False
+        self.gaps: list[tuple[int, int]] | None = None
+        """What lies between samples, where the places of fields are asked for and not their sizes."""
 
     def run(self) -> Iterator[Record]:
         """Yield the samples; counts are in the tally when the loop leaves, however it leaves."""
         tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
         buffer, view = window.buffer, window.view
-        tails, wanted, unwanted, seen = self.tails, self.wanted, self.unwanted, self.seen
+        gaps, tails, wanted, unwanted, seen = self.gaps, self.tails, self.wanted, self.unwanted, self.seen
         size_of = _Sizes(min(self.options.max_member_bytes, window.size // 2))
         tail, expected = b"-", _Expected(b"")
         stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
@@ -150,7 +176,7 @@ class _SampleReader:
         try:
             while True:
                 field: str | None = None
-                body: bytes | int | None = None
+                body: bytes | int | Place | None = None
                 if have - pos < BLOCK:
                     window.pos = pos
                     window.ensure(BLOCK)
@@ -205,7 +231,8 @@ class _SampleReader:
                             else:
                                 field = None
                         elif (field := unwanted.get(name)) is not None:
-                            body = size if sizes else None
+                            if sizes:
+                                body = size if gaps is None else (window.base + pos + BLOCK, size, "file")
                             if after <= have:
                                 pos = after
                             else:
@@ -324,9 +351,11 @@ class _SampleReader:
             return pair
         self.tally.skipped["no-extension" if readable else member.kind] += 1
         self.members.skip_data(member)
+        if self.gaps is not None:
+            self.gaps.append((member.offset, self.window.offset))
         return None
 
-    def _read(self, member: Member, key: str, field: str) -> tuple[bytes | int | None, bool]:
+    def _read(self, member: Member, key: str, field: str) -> tuple[bytes | int | Place | None, bool]:
         """Read what is wanted of a member, and tell whether nothing was wrong with it."""
         try:
             if field in ("__key__", "__url__"):
@@ -340,8 +369,14 @@ class _SampleReader:
                 raise
             self.fault = self.fault or error
             return None, False
+        place = self._place(member, self.gaps) if self.gaps is not None else None
         self.members.skip_data(member)
-        return member.size_bytes if self.options.sizes else None, True
+        return place or (member.size_bytes if self.options.sizes else None), True
+
+    def _place(self, member: Member, gaps: list[tuple[int, int]]) -> Place:
+        """Tell where the data of a member is; the window stands at it."""
+        dependent = self.members.global_pax or (gaps and gaps[-1][0] > member.offset)
+        return self.window.offset, member.stored_bytes, "pax-global" if dependent else member.kind
 
     def _remember(self, block_name: bytes, member: Member, key: str, field: str) -> bytes:
         """Let the hot loop know the field, where its name stands plainly in the header; give the stem of the key."""

@@ -55,6 +55,11 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engin
             tls_key=options.tls_key or None,
             task_timeout_s=options.task_timeout or None,
         )
+    if here and options.task_timeout:
+        raise UsageError(
+            f"{storage.mask(here[0])!r} belongs to this process, where --task-timeout cannot end a script that hangs; "
+            "use files, or leave the option away"
+        )
     cores = len(os.sched_getaffinity(0))
     remote = any(storage.capabilities(url).shared == "everywhere" for url in urls)
     # an upload waits for the network while nothing is computed: twice the processes keep the cores busy
@@ -84,6 +89,13 @@ def run_tasks(
         left = again
         if not left:
             return
+
+
+def from_anywhere(url: str) -> str:
+    """Make a relative path absolute, since workers of a cluster have another current folder; URLs stay as they are."""
+    if url and storage.scheme_of(url) == "file" and "://" not in url:
+        return os.path.join(os.getcwd(), url)
+    return url
 
 
 def probe_workers(engine: Engine, shard: Shard, folder: str) -> None:

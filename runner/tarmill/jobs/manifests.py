@@ -7,13 +7,13 @@ comes last, after every shard was looked at once more: who trusts only the manif
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from tarmill import __version__, storage
-from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, TarmillError
+from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, StorageError, TarmillError
 from tarmill.formats.digest import to_hex
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import OutputShard, ShardDone
@@ -34,7 +34,8 @@ class JobFolder:
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Note that this job may write its outputs from now on."""
-        storage.write_bytes(self.url + "job.json", _to_json({"format": MANIFEST_FORMAT, "job": self.job, **facts}))
+        text = _to_json({"format": MANIFEST_FORMAT, "job": self.job, **facts})
+        storage.write_bytes(self.url + "job.json", text, owner=self.job)
 
     def has_begun(self) -> bool:
         """Tell whether this job was begun before."""
@@ -52,9 +53,9 @@ class JobFolder:
 
         return {done.index: done for done in in_parallel(look, indices) if done is not None}
 
-    def sweep(self, outputs: Iterable[str]) -> None:
-        """Remove unfinished temp files that killed processes of this job left."""
-        for folder in sorted({url[: url.rfind("/") + 1] for url in outputs} | {self.url}):
+    def sweep(self, files: Iterable[str]) -> None:
+        """Remove unfinished temp files that killed processes of this job left, here and beside its other files."""
+        for folder in sorted({url[: url.rfind("/") + 1] for url in files} | {self.url}):
             with suppress(NotFoundError):
                 storage.sweep(folder or "./", self.job)
 
@@ -79,7 +80,8 @@ def fault_of(output: OutputShard, url: str) -> str | None:
     found = _find(url)
     if found is None:
         return "is gone"
-    if found.size_bytes != output.size_bytes or found.version != output.version:
+    # a store that was not asked after the upload (--verify-uploads none) gave no version
+    if found.size_bytes != output.size_bytes or (output.version and found.version != output.version):
         return f"has {found.size_bytes} bytes, version {found.version}, not {output.size_bytes} and {output.version}"
     return None
 
@@ -98,6 +100,36 @@ def refuse_existing(outputs: Sequence[str], job: str) -> None:
             url=storage.mask(there[0]),
             job=job,
         )
+
+
+def is_of_another_job(url: str, job: str, names: Collection[str]) -> bool:
+    """Tell whether the data set whose manifest would stand at a URL was last written by another job.
+
+    Args:
+        url: of the data set's manifest.
+        job: ours.
+        names: of our outputs, as manifests hold them.
+
+    Raises:
+        OutputExistsError: what is there tells of other shards than ours, which would lose their manifest.
+    """
+    try:
+        manifest = read_manifest(url)
+        others = {shard["name"] for shard in manifest["shards"]} - set(names)
+    except NotFoundError:
+        return False
+    except StorageError:
+        raise
+    except (TarmillError, KeyError, TypeError):
+        manifest, others = {"job": ""}, {"of something else than tarmill"}
+    if others and manifest["job"] != job:
+        raise OutputExistsError(
+            f"{storage.mask(url)} is the manifest of another data set ({min(others)}) and would be overwritten; "
+            "choose another name for the output, or allow it with --exists overwrite",
+            url=storage.mask(url),
+            job=job,
+        )
+    return bool(manifest["job"] != job)
 
 
 def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: Sequence[str], counts: Counts) -> None:
@@ -128,6 +160,12 @@ def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: S
         "shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in shards],
     }
     storage.write_bytes(url, _to_json(manifest), owner=job)
+
+
+def withdraw(url: str) -> None:
+    """Remove the data set's manifest, if there is one, before its shards are written anew."""
+    if _find(url) is not None:
+        storage.delete(url)
 
 
 def _find(url: str) -> storage.Stat | None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def prepared(text: str, name: str, params: dict[str, str]) -> Script:
             if script.setup is not None:
                 try:
                     script.setup(dict(params))
-                except Exception as error:
+                except (Exception, SystemExit) as error:
                     raise failure(name, "setup(params) failed", error) from None
             _prepared[identity] = script
         return _prepared[identity]
@@ -73,11 +73,12 @@ def load(text: str, name: str) -> Script:
     sys.modules[_MODULE] = module  # dataclasses and pickle look a class's module up there
     try:
         exec(code, module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an exit would end the whole job in silence
         raise failure(name, "the script failed while it was loaded", error) from None
     one = getattr(module, "process_sample", None)
     many = getattr(module, "process_samples", None)
-    for found, wanted in ((one, "process_sample"), (many, "process_samples")):
+    setup = getattr(module, "setup", None)
+    for found, wanted in ((one, "process_sample"), (many, "process_samples"), (setup, "setup")):
         if found is not None and not callable(found):
             raise ScriptError(f"{name}: {wanted} is {type(found).__name__}; expected a function", script=name)
     if (one is None) == (many is None):
@@ -88,10 +89,10 @@ def load(text: str, name: str) -> Script:
             "    def process_samples(records): ...               # a generator over a whole shard",
             script=name,
         )
-    return Script(name, one, many, getattr(module, "setup", None))
+    return Script(name, one, many, setup)
 
 
-def failure(name: str, fact: str, error: Exception, key: str = "", shard: str = "") -> ScriptError:
+def failure(name: str, fact: str, error: BaseException, key: str = "", shard: str = "") -> ScriptError:
     """Tell an exception of the user's code as a ScriptError: what, with file and line, and the trimmed traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == name]
@@ -110,8 +111,8 @@ def failure(name: str, fact: str, error: Exception, key: str = "", shard: str = 
     )
 
 
-def results_of(result: Any, name: str, key: str) -> list[Record]:
-    """Turn what `process_sample` returned into a list of records: none, one or several.
+def results_of(result: Any, name: str, key: str, function: str = "process_sample") -> list[Record]:
+    """Turn what the script's function gave for a sample into a list of records: none, one or several.
 
     Raises:
         ScriptError: it is nothing of the kind.
@@ -120,17 +121,37 @@ def results_of(result: Any, name: str, key: str) -> list[Record]:
         return []
     if isinstance(result, dict):
         return [result]
-    if isinstance(result, str | bytes | bytearray | memoryview) or not isinstance(result, Iterable):
-        raise _nonsense(result, name, key)
+    if not _is_several(result):
+        raise _nonsense(result, name, key, f"{function} returned")
     found = list(result)
     for item in found:
         if not isinstance(item, dict):
-            raise _nonsense(item, name, key, inside=True)
+            raise _nonsense(item, name, key, f"{function} gave an iterable with")
     return found
 
 
-def _nonsense(value: Any, name: str, key: str, inside: bool = False) -> ScriptError:
-    what = "process_sample gave an iterable with" if inside else "process_sample returned"
+def batch_results(results: Any, name: str) -> Iterable[Any]:
+    """Check that what `process_samples` returned can be gone through.
+
+    Raises:
+        ScriptError: it cannot, mostly since the function does not yield.
+    """
+    if not _is_several(results):
+        raise ScriptError(
+            f"{name}: process_samples returned {type(results).__name__} {_short(results)}; expected a generator or an "
+            "iterable of dicts: yield each record",
+            script=name,
+            reason="bad-result",
+        )
+    found: Iterable[Any] = results
+    return found
+
+
+def _is_several(result: Any) -> bool:
+    return isinstance(result, Iterable) and not isinstance(result, dict | str | bytes | bytearray | memoryview)
+
+
+def _nonsense(value: Any, name: str, key: str, what: str) -> ScriptError:
     return ScriptError(
         f"{name}: {what} {type(value).__name__} {_short(value)} for sample {key!r}; expected a dict, None to drop the "
         "sample, or an iterable of dicts",
@@ -151,24 +172,60 @@ def key_of(record: Record, source_key: str, name: str) -> str:
     Raises:
         ScriptError: both differ and not in the same way, or the key is no str or cannot be stored.
     """
-    main = record.get("__key__", source_key)
-    alias = record.get("key", source_key)
-    if not isinstance(alias, str):
-        alias = source_key  # a field named "key"
+    main, alias = _both_keys(record, source_key, name)
+    if main not in (source_key, alias) and alias != source_key:
+        raise _two_keys(record, source_key, name)
+    key = main if main != source_key else alias
+    check_key(key)
+    return key
+
+
+def batch_key_of(record: Record, handed_out: Mapping[int, str], name: str, last_key: str) -> str:
+    """Find the key of a record that `process_samples` gave: `__key__`, or a str `key` that was changed instead.
+
+    Args:
+        record: any that the script made, or one that it got, in any order.
+        handed_out: the keys of the records that it got, by `id`, so that a name that still holds one is not changed.
+        name: of the script.
+        last_key: of the last record that it got, for messages.
+
+    Raises:
+        ScriptError: no `__key__`, or as `key_of`.
+    """
+    if "__key__" not in record:
+        raise ScriptError(
+            f"{name}: process_samples gave a record without __key__ after sample {last_key!r}; expected the str under "
+            "which it is stored",
+            script=name,
+            key=last_key,
+            reason="bad-key",
+        )
+    main, alias = _both_keys(record, record["__key__"], name)
+    changed = [key for key in (main, alias) if id(key) not in handed_out]
+    if main != alias and len(changed) != 1:
+        raise _two_keys(record, last_key, name)
+    key = changed[0] if main != alias else main
+    check_key(key)
+    return key
+
+
+def _both_keys(record: Record, source_key: str, name: str) -> tuple[str, str]:
+    main, alias = record.get("__key__", source_key), record.get("key", source_key)
     if not isinstance(main, str):
         raise ScriptError(
             f"{name}: __key__ is {type(main).__name__} {_short(main)} for sample {source_key!r}; expected a str",
             script=name,
-            key=source_key,
+            key=str(source_key),
             reason="bad-key",
         )
-    if main not in (source_key, alias) and alias != source_key:
-        raise ScriptError(
-            f"{name}: sample {source_key!r} came back with __key__ {main!r} and key {alias!r}; change one of them",
-            script=name,
-            key=source_key,
-            reason="bad-key",
-        )
-    key = main if main != source_key else alias
-    check_key(key)
-    return key
+    return main, alias if isinstance(alias, str) else source_key  # else it is a field named "key"
+
+
+def _two_keys(record: Record, source_key: str, name: str) -> ScriptError:
+    return ScriptError(
+        f"{name}: sample {source_key!r} came back with __key__ {record['__key__']!r} and key {record['key']!r}; change "
+        "one of them",
+        script=name,
+        key=source_key,
+        reason="bad-key",
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from xxhash import xxh3_128
 
 from tarmill import storage
 from tarmill.engine.meter import Meter
-from tarmill.errors import ChangedError
+from tarmill.errors import ChangedError, FormatError, ScriptError
 from tarmill.formats.compression import codec_for, compress, decompress
 from tarmill.formats.digest import to_hex
 from tarmill.formats.samples import ReadOptions, Record, Tally
@@ -18,6 +19,8 @@ from tarmill.formats.tar_read import iter_samples
 from tarmill.formats.tar_window import RawInput
 from tarmill.formats.tar_write import TarSink
 from tarmill.planning.tasks import OutputShard, Shard
+
+_DRAIN_BYTES = 256 << 10
 
 
 class _Metered:
@@ -41,6 +44,17 @@ class _Metered:
             else:
                 self._compare(self._hash.hexdigest())
         return count
+
+    def verify(self) -> None:
+        """Read what nobody has read, and compare the hash.
+
+        Raises:
+            ChangedError: the bytes are not those that the manifest knows.
+        """
+        if self._hash is not None:
+            block = memoryview(bytearray(_DRAIN_BYTES))
+            while self.readinto(block):
+                pass
 
     def seekable(self) -> bool:
         """Tell whether parts can be passed over; not when everything has to be hashed."""
@@ -67,16 +81,22 @@ def open_samples(
         verify: False leaves that comparison out, which lets unwanted fields be passed over.
     """
     if not verify and shard.content_hash:
-        shard = Shard(shard.url, shard.label, shard.size_bytes, shard.version)
-    with storage.open_read(shard.url, version=shard.version) as stream:
-        raw, _ = decompress(_Metered(stream, shard, meter), shard.label)
-        reopen = None if shard.url == "-" else lambda: _open_again(shard)
-        yield iter_samples(raw, shard.label, options, tally, reopen)
+        shard = replace(shard, content_hash="")
+    with storage.open_read(shard.url, version=shard.version) as stream, ExitStack() as again:
+        metered = _Metered(stream, shard, meter)
 
+        def reopen() -> RawInput:
+            again.close()  # the one before
+            return decompress(again.enter_context(storage.open_read(shard.url, version=shard.version)), shard.label)[0]
 
-def _open_again(shard: Shard) -> RawInput:
-    stream = storage.open_read(shard.url, version=shard.version)
-    return decompress(stream, shard.label)[0]
+        try:
+            raw, _ = decompress(metered, shard.label)
+            yield iter_samples(raw, shard.label, options, tally, None if shard.url == "-" else reopen)
+        except (FormatError, ScriptError):
+            metered.verify()  # damage on the way is no fault of the shard or the script, and may pass
+            raise
+        if tally.unread:
+            metered.verify()
 
 
 class ShardOutput:

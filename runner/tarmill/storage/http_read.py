@@ -134,7 +134,7 @@ class HttpBody:
         if self._end is not None:
             amount = min(amount, self._end - self._offset)
         try:
-            data = self._response.read(amount)
+            data = self._response.read(amount, decode_content=False)
         except (HTTPError, OSError) as error:
             raise_network_error(error, "GET", self._url)
         if not data and self._end is not None:
@@ -191,7 +191,7 @@ class HttpBody:
         self._response = response
         while skip:  # the server has no ranges: what is known already passes by once more
             try:
-                data = response.read(min(skip, 256 << 10))
+                data = response.read(min(skip, 256 << 10), decode_content=False)
             except (HTTPError, OSError) as error:
                 raise_network_error(error, "GET", self._url)
             if not data:

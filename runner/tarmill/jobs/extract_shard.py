@@ -1,0 +1,421 @@
+"""htextract in a worker: the samples of one shard into rows or an aggregate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+from tarmill import storage
+from tarmill.engine.meter import Meter, current
+from tarmill.errors import SampleError, SpecError, UsageError
+from tarmill.formats.column_values import Documents
+from tarmill.formats.columns import Column, parse_columns
+from tarmill.formats.compression import compress
+from tarmill.formats.rows import NULL_CELL, encode_contents, row_encoder
+from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
+from tarmill.formats.where import Where
+from tarmill.jobs.shard_io import open_samples
+from tarmill.planning.aggregates import Aggregate, make_aggregate
+from tarmill.planning.counts import Counts
+from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
+from tarmill.spec import ExtractSpec
+
+INLINE_BYTES = 1 << 20
+"""Rows of one shard up to this size travel in the result."""
+BATCH_BYTES = 256 << 10
+BATCH_ROWS = 512
+
+_CODECS = {"gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst"}
+_UNKNOWN_CODECS = frozenset({"lz4", "br", "zip", "z", "7z", "lzma", "sz", "snappy"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a spec asks for, parsed and checked."""
+
+    columns: tuple[Column, ...]
+    where: Where | None
+    aggregate: str
+    """"count", "top", "stats", "keys", or "" for rows."""
+
+    @classmethod
+    def of(cls, spec: ExtractSpec) -> Request:
+        """Parse the columns and the filter of a spec.
+
+        Raises:
+            UsageError: they cannot be read, do not go together, or need a library that is not there.
+        """
+        wanted = {"count": spec.count, "top": bool(spec.top), "stats": spec.stats, "keys": spec.keys}
+        chosen = [name for name, on in wanted.items() if on]
+        if len(chosen) > 1:
+            raise SpecError(
+                f"--{chosen[0]} and --{chosen[1]} are asked for together; expected one of "
+                "--count, --top, --stats, --keys in a run",
+                field=chosen[1],
+                value=True,
+            )
+        if spec.top < 0:
+            spec.refuse("top", "expected how many rows to print, such as 10")
+        aggregate = chosen[0] if chosen else ""
+        if aggregate and spec.format == "parquet":
+            spec.refuse("format", f"--{aggregate} is written as text, jsonl or csv")
+        columns = parse_columns(spec.columns)
+        if columns and aggregate == "keys":
+            spec.refuse("columns", "--keys looks at all fields: leave -f away")
+        if not columns and aggregate in ("top", "stats"):
+            spec.refuse("columns", f"--{aggregate} needs at least one column, such as -f cls")
+        if not columns and not aggregate:
+            columns = parse_columns(["__key__"])
+        documents = Documents()
+        for column in columns:
+            column.compile(documents)  # tells now of a library that is missing
+        return cls(columns, Where.parse(spec.where) if spec.where else None, aggregate)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return [column.text for column in self.columns]
+
+    def read_options(self, spec: ExtractSpec) -> ReadOptions:
+        """Give the reader's options: nothing is loaded that no column or filter needs."""
+        load = frozenset[str]().union(
+            *(column.needs for column in self.columns), self.where.needs if self.where else ()
+        )
+        sizes = (
+            self.aggregate == "keys"
+            or any(column.needs_sizes for column in self.columns)
+            or (self.where is not None and self.where.needs_sizes)
+        )
+        return ReadOptions(spec.key_function, load, sizes, spec.on_error, spec.max_member)
+
+
+def row_codec(url: str) -> str:
+    """Tell how a file of rows is compressed, by its name: "gz", "bz2", "xz", "zst" or "none".
+
+    Raises:
+        SpecError: the extension names a compression that cannot be written.
+    """
+    extension = url.rsplit("/", 1)[-1].rpartition(".")[2].lower()
+    if extension in _UNKNOWN_CODECS:
+        raise SpecError(
+            f"the extension .{extension} of output {storage.mask(url)!r} names a compression that is not written here; "
+            "expected .gz, .zst, .xz, .bz2 or none",
+            field="output",
+            value=storage.mask(url),
+        )
+    return _CODECS.get(extension, "none")
+
+
+def extract_shard(task: ExtractTask) -> ExtractDone:
+    """Take rows or an aggregate from one shard; the function that engines run.
+
+    Raises:
+        FormatError: a bad sample under `--on-error fail`, or a missing value under `--missing error`.
+        StorageError: reading or writing failed for good.
+    """
+    spec, meter = task.spec, current()
+    # what is spooled need not outlive a power cut
+    storage.configure(task.settings if task.output else dataclasses.replace(task.settings, fsync=False))
+    request = Request.of(spec)
+    with ExitStack() as stack:
+        place: _Part | _Spool = _Part(task.output, task.job, meter) if task.output else _Spool(task, meter)
+        stack.enter_context(place)
+        aggregate = make_aggregate(request.aggregate, request.names, spec.top) if request.aggregate else None
+        rows = None if aggregate is not None else _row_sink(spec, request, place.write, whole=bool(task.output))
+        run = _ShardExtract(spec, request, meter, aggregate, rows, place.write)
+        samples = stack.enter_context(
+            open_samples(task.shard, request.read_options(spec), run.tally, meter, verify=False)
+        )
+        run.run(samples)
+        samples.close()  # type: ignore[attr-defined]  # a generator: its counts are complete when it has ended
+        if aggregate is not None:
+            place.write(json.dumps(aggregate.to_dict(), separators=(",", ":")).encode())
+        elif rows is not None:
+            rows.finish()
+        payload, part = place.commit()
+    counts = run.counts
+    counts.add_tally(run.tally)
+    counts.read_bytes = meter.read_bytes
+    counts.written_bytes = meter.written_bytes if task.output else 0
+    return ExtractDone(task.index, counts, payload, part)
+
+
+class RowSink(Protocol):
+    """Takes rows and writes them in some form."""
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Write rows."""
+
+    def finish(self) -> None:
+        """Write what comes after the last row."""
+
+
+class EncodedRows:
+    """Rows as text, JSON lines or CSV."""
+
+    def __init__(self, name: str, columns: Sequence[str], write: Callable[[bytes], Any], *, header: bool) -> None:
+        self._encoder = row_encoder(name, columns)
+        self._write = write
+        if header and (first := self._encoder.header()):
+            write(first)
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Encode and write rows."""
+        self._write(self._encoder.encode(rows))
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+def _row_sink(spec: ExtractSpec, request: Request, write: Callable[[bytes], Any], *, whole: bool) -> RowSink:
+    if spec.format == "parquet":
+        from tarmill.jobs.parquet import ArrowRows, ParquetRows
+
+        return ParquetRows(request.columns, write) if whole else ArrowRows(request.columns, write)
+    return EncodedRows(spec.format, request.names, write, header=whole)
+
+
+class _ShardExtract:
+    """One shard's samples through filter and columns: the hot loops, and what they do seldom."""
+
+    def __init__(
+        self,
+        spec: ExtractSpec,
+        request: Request,
+        meter: Meter,
+        aggregate: Aggregate | None,
+        rows: RowSink | None,
+        write: Callable[[bytes], Any],
+    ) -> None:
+        documents = Documents()
+        self._spec = spec
+        self._request = request
+        self._meter = meter
+        self._aggregate = aggregate
+        self._take: Callable[[Sequence[Any]], None] = (
+            aggregate.update if aggregate is not None else rows.add if rows is not None else _nowhere
+        )
+        self._write = write
+        self._getters = [column.compile(documents) for column in request.columns]
+        self._where = request.where.compile(documents) if request.where else None
+        # statistics count what is missing, so they need no policy about it
+        self._missing = "null" if spec.missing == "error" and request.aggregate == "stats" else spec.missing
+        self._stopped = False
+        self.counts = Counts()
+        self.tally = Tally()
+
+    def run(self, samples: Iterator[Record]) -> None:
+        """Take everything from the samples of the shard."""
+        request = self._request
+        only = request.columns[0] if len(request.columns) == 1 else None
+        if self._where is not None:
+            self._run_any(samples)
+        elif request.aggregate == "count" and only is None and not request.columns:
+            self._take_count(sum(1 for _ in samples))
+        elif only is not None and not request.aggregate and self._spec.format == "text" and _is_plain(only):
+            self._run_contents(samples, only.fields[0])
+        else:
+            self._run_any(samples)
+        if self._stopped:
+            self.counts.dropped["after-stop"] += sum(1 for _ in samples)
+
+    def _take_count(self, samples: int) -> None:
+        self._take(range(samples))
+        self._meter.samples = self.counts.written = samples
+
+    def _run_contents(self, samples: Iterator[Record], name: str) -> None:
+        """Write one field's contents as lines of text: no row, no cell, no call for each sample."""
+        meter, write = self._meter, self._write
+        values: list[bytes] = []
+        written = size = 0
+        for record in samples:
+            value = record.get(name)
+            if value is not None:
+                values.append(value)
+                size += len(value)
+                if size < BATCH_BYTES and len(values) < BATCH_ROWS:
+                    continue
+            written += len(values)
+            write(encode_contents(values))
+            values.clear()
+            size = 0
+            if value is None:
+                row = self._without(record, [None])
+                if self._stopped:
+                    break
+                if row is not None:
+                    write(NULL_CELL + b"\n")
+                    written += 1
+            meter.samples = written
+        write(encode_contents(values))
+        self.counts.written = meter.samples = written + len(values)
+
+    def _run_any(self, samples: Iterator[Record]) -> None:
+        meter, getters, where, take = self._meter, self._getters, self._where, self._take
+        keys = self._request.aggregate == "keys"
+        heavy = [place for place, column in enumerate(self._request.columns) if column.kind in ("binary", "text")]
+        rows: list[Any] = []
+        by_where = seen = written = size = 0
+        for record in samples:
+            meter.key = record["__key__"]
+            seen += 1
+            row: Any
+            try:
+                if where is not None and not where(record):
+                    by_where += 1
+                    continue
+                row = record if keys else [get(record) for get in getters]
+            except SampleError as error:
+                row = self._bad(record, error)
+            else:
+                if not keys and None in row:
+                    row = self._without(record, row)
+            if self._stopped:
+                break
+            if row is None:
+                continue
+            rows.append(row)
+            if heavy:
+                for place in heavy:
+                    value = row[place]
+                    if value is not None:
+                        size += len(value)
+            if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
+                take(rows)
+                written += len(rows)
+                meter.samples = seen
+                rows = []
+                size = 0
+        if rows:
+            take(rows)
+        meter.samples = seen
+        self.counts.written = written + len(rows)
+        if by_where:
+            self.counts.dropped["by-where"] += by_where
+
+    def _without(self, record: Record, row: list[Any]) -> list[Any] | None:
+        """Decide about a sample that lacks a value: its row, or None when it is left out."""
+        if self._missing == "null":
+            return row
+        if self._missing == "skip":
+            self.counts.dropped["missing"] += 1
+            return None
+        column = self._request.names[row.index(None)]
+        key, shard = record["__key__"], record["__url__"]
+        error = SampleError(
+            f"sample {key!r} of {shard} has no {column}; leave such samples out with --missing skip, or write an empty "
+            "value with --missing null",
+            shard=shard,
+            key=key,
+            column=column,
+            reason="missing-field",
+        )
+        return self._reject(record, error, row)
+
+    def _bad(self, record: Record, error: SampleError) -> list[Any] | None:
+        """Decide about a sample with a value that cannot be read."""
+        if self._spec.on_error != OnError.IGNORE:
+            return self._reject(record, error, None)
+        if self._where is not None and _failing(self._where, record):
+            self.counts.dropped[error.reason] += 1  # nobody can tell whether it was wanted
+            return None
+        row = [None if _failing(get, record) else get(record) for get in self._getters]
+        return self._reject(record, error, row)
+
+    def _reject(self, record: Record, error: SampleError, row: list[Any] | None) -> list[Any] | None:
+        policy = self._spec.on_error
+        if policy == OnError.FAIL:
+            raise error
+        if policy == OnError.IGNORE:
+            self.counts.kept_damaged[error.reason] += 1
+            return row
+        self.counts.dropped[error.reason] += 1
+        self._stopped = policy == OnError.STOP
+        return None
+
+
+def _is_plain(column: Column) -> bool:
+    return column.kind == "binary" and len(column.fields) == 1 and column.fields != ("key",)
+
+
+def _failing(get: Callable[[Record], Any], record: Record) -> bool:
+    try:
+        get(record)
+    except SampleError:
+        return True
+    return False
+
+
+def _nowhere(rows: Sequence[Any]) -> None:
+    raise AssertionError("rows come either into an aggregate or into a sink")
+
+
+class _Part:
+    """A shard's own output: compressed as its name says, committed whole."""
+
+    def __init__(self, url: str, owner: str, meter: Meter) -> None:
+        self._stream = storage.open_write(url, owner=owner)
+        self._meter = meter
+        self._packer = compress(self._stream, row_codec(url))
+
+    def write(self, data: bytes) -> None:
+        self._packer.write(data)
+        self._meter.written_bytes = self._stream.bytes_written
+
+    def commit(self) -> tuple[bytes, str]:
+        self._packer.finish()
+        self._stream.commit()
+        self._meter.written_bytes = self._stream.bytes_written
+        return b"", self._stream.url
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stream.abort()  # nothing happens after a commit
+
+
+class _Spool:
+    """Rows on their way to the driver: in memory while they are few, then in a file of the spool folder."""
+
+    def __init__(self, task: ExtractTask, meter: Meter) -> None:
+        self._task = task
+        self._meter = meter
+        self._blocks: list[bytes] = []
+        self._size = 0
+        self._stream: storage.WriteStream | None = None
+
+    def write(self, data: bytes) -> None:
+        self._meter.written_bytes += len(data)
+        if self._stream is not None:
+            self._stream.write(data)
+            return
+        self._blocks.append(data)
+        self._size += len(data)
+        if self._size > INLINE_BYTES:
+            if not self._task.spool:
+                raise UsageError(
+                    f"{self._task.label} gives more than {INLINE_BYTES >> 20} MiB, which is not sent through a "
+                    "scheduler; name an output that all workers reach, as in -o rows.txt, or a folder that they share "
+                    "with --scratch-dir"
+                )
+            url = f"{self._task.spool}rows-{self._task.index:07d}"
+            self._stream = storage.open_write(url, owner=self._task.job)
+            self._stream.write_all(self._blocks)
+            self._blocks.clear()
+
+    def commit(self) -> tuple[bytes, str]:
+        if self._stream is None:
+            return b"".join(self._blocks), ""
+        self._stream.commit()
+        return b"", self._stream.url
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._stream is not None:
+            self._stream.abort()  # nothing happens after a commit
