@@ -23,6 +23,7 @@ COMMANDS = {
     "htmapper": "tarmill.cli.htmapper",
     "htextract": "tarmill.cli.htextract",
     "tarmill cat": "tarmill.cli.cat",
+    "tarmill index": "tarmill.cli.index",
     "tarmill try": "tarmill.cli.try_script",
     "tarmill run": "tarmill.cli.run",
 }

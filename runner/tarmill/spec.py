@@ -93,7 +93,7 @@ class Spec:
         found = {}
         for name, value in values.items():
             if name not in names:
-                raise SpecError(f"unknown field {name!r}{_nearest(name, names)}", field=name, value=value)
+                raise SpecError(f"unknown field {name!r}{_nearest(str(name), names)}", field=name, value=value)
             found[names[name].name] = _checked(name, value, hints[names[name].name])
         for name, spec_field in names.items():
             required = spec_field.default is spec_field.default_factory is dataclasses.MISSING
@@ -129,6 +129,15 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         base = typing.get_origin(kind) or kind
         if base is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)
+        if base is dict and isinstance(value, dict):
+            if wrong := [item for item in value.items() if not all(isinstance(part, str) for part in item)]:
+                raise SpecError(
+                    f"field {name!r} has {wrong[0][0]!r}: {wrong[0][1]!r}; expected text on both sides: write it in "
+                    "quotes",
+                    field=name,
+                    value=value,
+                )
+            return value
         if base is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, base) and not (base is int and isinstance(value, bool)):
@@ -327,6 +336,9 @@ def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
     name = manifest.get("kind")
     if name not in kinds:
         raise SpecError(f"kind is {name!r}; expected one of {', '.join(kinds)}", field="kind", value=name)
+    if manifest.get("apiVersion", API_VERSION) != API_VERSION:
+        found = manifest["apiVersion"]
+        raise SpecError(f"apiVersion is {found!r}; expected {API_VERSION}", field="apiVersion", value=found)
     if not isinstance(manifest.get("spec"), dict):
         raise SpecError("the file has no 'spec' with the fields of the job", field="spec", value=manifest.get("spec"))
     return kinds[name].spec.from_dict(manifest["spec"])

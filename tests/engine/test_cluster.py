@@ -186,21 +186,29 @@ def test_the_innocent_neighbour_of_a_killer_succeeds(tmp_path: Path) -> None:
     assert (outcomes[1].result, outcomes[1].attempts) == (1, 2)
 
 
-def test_workers_that_are_told_to_go_blame_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["sigterm", "retired"])
+def test_workers_that_are_told_to_go_blame_nobody(tmp_path: Path, how: str) -> None:
     with DaskCluster(tmp_path / "dask", workers=3) as cluster, dask_engine(cluster.address) as engine:
+        told: list[int] = []
 
-        def take_two_workers_away() -> None:
-            for count in (1, 2):
-                pids = wait_for(lambda count=count: pids if len(pids := starts(tmp_path, 5)) == count else None)  # type: ignore[misc]
-                next(worker for worker in cluster.workers if worker.pid == pids[-1]).terminate()
-            wait_for(lambda: len(starts(tmp_path, 5)) == 3)
-            (tmp_path / "go").touch()
+        def take_two_workers_away(progress: Progress) -> None:
+            pids = starts(tmp_path, 5)
+            if len(pids) <= len(told):
+                return
+            told.append(pids[-1])
+            if len(pids) == 3:
+                (tmp_path / "go").touch()
+                return
+            worker = next(worker for worker in cluster.workers if worker.pid == pids[-1])
+            if how == "sigterm":
+                worker.terminate()
+            else:
+                engine.client.retire_workers([worker.address])
 
-        helper = threading.Thread(target=take_two_workers_away)
-        helper.start()
-        (outcome,) = engine.run(perform, [Job(5, "wait", str(tmp_path))])
-        helper.join()
+        (outcome,) = engine.run(perform, [Job(5, "wait-tidily", str(tmp_path))], on_progress=take_two_workers_away)
     assert (outcome.result, outcome.attempts) == (25, 3)
+    if how == "sigterm":
+        assert (tmp_path / "tidied-5").exists(), "the task was not stopped before its worker ended"
 
 
 @pytest.mark.parametrize("what", ["sleep", "hold-lock"])

@@ -8,7 +8,7 @@ import re
 
 import pytest
 from braceexpand import braceexpand
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tarmill.errors import ShardPatternError
@@ -125,7 +125,7 @@ def test_ranges_agree_with_braceexpand(first: int, last: int, step: int, padded:
         ("x-{0..9..0}.tar", "step 0"),
         ("{a@10,b@20}.tar", "count inside braces; write 'a-@10.tar::b-@20.tar'"),
         ("x-*-@10.tar", "a count and a wildcard"),
-        ("x-%06d.tar", r"written '@' \(100 shards: '@0100'\), as in 'x-@\.tar'"),
+        ("x-%06d.tar", r"place is written '@', as in 'x-@\.tar', or '@0100' for 100"),
         ("@", "names no list; write the file .* as in '@shards.txt'"),
         ("x-[z-a].tar", "wildcard that cannot be read"),
         ("{" * 30 + "a,b" + "}" * 30, "neither a range|deeper than"),
@@ -176,11 +176,12 @@ ranges = st.builds("{{{:02d}..{}..{}}}".format, st.integers(0, 12), st.integers(
 choices = st.recursive(
     plain | ranges,
     lambda inner: st.lists(inner, min_size=2, max_size=3).map(lambda options: f"{{{','.join(options)}}}"),
+    max_leaves=5,
 )
 roots = st.sampled_from(["", "d/", "s3://b/", "http://u:p@10.0.0.1/", "http://[::1]/"])
 counts = st.integers(1, 30).map("@{:03d}".format)
-names = st.builds("{}x{}_{}_z{}".format, roots, st.lists(choices, max_size=3).map("".join), counts | plain, plain)
-patterns = st.lists(names, min_size=1, max_size=3).map("::".join)
+names = st.builds("{}x{}_{}_z{}".format, roots, st.lists(choices, max_size=2).map("".join), counts | plain, plain)
+patterns = st.lists(names, min_size=1, max_size=2).map("::".join)
 
 
 @settings(max_examples=200)
@@ -188,6 +189,7 @@ patterns = st.lists(names, min_size=1, max_size=3).map("::".join)
 @example("a-@012.tar::http://u:p@10.0.0.1/{b,c{1..3}}-@02.tar")
 def test_pattern_agrees_with_itself(text: str) -> None:
     pattern = ShardPattern.parse(text)
+    assume((pattern.count or 0) < 300)
     names = pattern.expand()
     assert str(pattern) == text
     assert ShardPattern.parse(str(pattern)) == pattern == pickle.loads(pickle.dumps(pattern))

@@ -119,6 +119,58 @@ def test_names_that_only_look_reserved_are_samples(name, fast):
     assert read(tars.ustar([(name, b"1")]), fast=fast) == tars.samples_of([(name, b"1")])
 
 
+# What the hot loop remembers of one member must not be taken for another: the same field, stems of the same length
+
+
+@both_paths
+def test_reserved_names_are_told_from_samples_with_stems_as_long(fast):
+    data = tars.ustar([("abcdefgh/x.json", b"1"), ("__meta__/x.json", b"2"), ("abcdefgh/y.json", b"3")])
+    assert [s["__key__"] for s in read(data, fast=fast)] == ["abcdefgh/x", "abcdefgh/y"]
+
+
+@both_paths
+def test_a_nul_in_a_name_is_seen_behind_names_as_long(fast):
+    data = tars.ustar([(b"abc.txt", b"1"), (b"d\0f.txt", b"2"), (b"ghi.txt", b"3")])
+    found = outcome(data, fast=fast)
+    assert [s["__key__"] for s in found.records] == ["abc", "ghi"]
+    assert found.tally.skipped == {"no-extension": 1}
+
+
+@both_paths
+@pytest.mark.parametrize(
+    "first",
+    [
+        tars.member("a.txt", b"1", prefix=b"d"),
+        tars.gnu_long("d/a.txt") + tars.member("other.name", b"1"),
+        tars.pax(tars.pax_record("path", "d/a.txt")) + tars.member("x.y", b"1"),
+        tars.pax(tars.pax_record("path", "d/a.txt")) + tars.member("", b"1"),
+    ],
+    ids=["prefix", "gnu", "pax", "pax over an empty name"],
+)
+@pytest.mark.parametrize("name", ["abc.t", "abc.r.name", "abc.x", "x.y", "e/b.txt"])
+def test_the_name_field_under_a_longer_name_teaches_nothing_about_others(first, name, fast):
+    data = first + tars.ustar([(name, b"2"), ("f/c.txt", b"3")])
+    assert read(data, fast=fast) == tars.samples_of([("d/a.txt", b"1"), (name, b"2"), ("f/c.txt", b"3")])
+
+
+@both_paths
+def test_members_that_look_plain_follow_a_pax_header_for_all(fast):
+    def for_all(name: str) -> bytes:
+        return tars.pax(tars.pax_record("path", name), flag=b"g")
+
+    data = (
+        tars.member("a.txt", b"0")
+        + tars.member("b.txt", b"1")
+        + for_all("c.txt")
+        + tars.member("d.txt", b"2")
+        + for_all("e.txt")
+        + tars.pax(tars.pax_record("mtime", "1.5"))
+        + tars.member("f.txt", b"3")
+        + tars.END
+    )
+    assert [s["__key__"] for s in read(data, fast=fast)] == ["a", "b", "c", "e"]
+
+
 # Sizes
 
 HUGE = {
@@ -400,6 +452,7 @@ BAD_PAX = {
     "no length": b"path=b.txt\n",
     "no equals": b"13 pathb.txt\n",
     "no line end": b"14 path=b.txtX",
+    "mtime without a line end": b"14 mtime=1.25X",
     "no keyword": b"9 =b.txt\n",
     "no blank": b"14path=b.txt\n",
     "length of many digits": b"9" * 30 + b" path=b.txt\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from support.nginx import Nginx
 
 from tarmill import storage
 from tarmill.errors import AccessError, ChangedError, StorageError
+from tarmill.storage.http_write import HttpWriteStream, _Upload
 from tarmill.storage.readahead import PIECE_BYTES
 
 pytestmark = pytest.mark.real
@@ -164,6 +166,23 @@ def test_a_broken_upload_ends_whole(web: Nginx, script: list[faultproxy.Fault], 
         assert proxy.hurt == len(script)
     assert (web.root / name).read_bytes() == BODY
     assert out.receipt.size_bytes == SIZE
+
+
+@pytest.mark.parametrize(("elapsed_s", "puts"), [(100.0, 1), (0.5, 2)])
+def test_a_lost_answer_is_looked_up_and_the_body_sent_again_only_in_doubt(
+    web: Nginx, elapsed_s: float, puts: int
+) -> None:
+    """Times are whole seconds on the wire: what is younger than the try can be ours only if the try took longer."""
+    ticks = itertools.count(0, elapsed_s)
+    name = f"lost-{puts}.tar"
+    with FaultProxy(web.port, [LoseAnswer()], only=("PUT",)) as proxy:
+        out = HttpWriteStream(f"{proxy.base}/{name}", storage.current_settings(), False, None)
+        out.write(BODY)
+        receipt = _Upload(out, lambda: next(ticks)).run()
+        out.abort()
+        assert len([line for line in proxy.seen if line.startswith("PUT")]) == puts
+    assert receipt.size_bytes == SIZE
+    assert (web.root / name).read_bytes() == BODY
 
 
 def test_a_broken_upload_never_shows_a_part(web: Nginx) -> None:

@@ -17,7 +17,7 @@ from support.webserver import Reply, WebServer
 
 from tarmill import storage
 from tarmill.errors import AccessError, OutputExistsError, SpecError, StorageError
-from tarmill.storage.http_client import shorten
+from tarmill.storage.http_errors import shorten
 
 
 def settings(**changes: object) -> None:

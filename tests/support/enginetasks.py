@@ -58,6 +58,15 @@ def _wait_for_go(job: Job) -> None:
     wait_for(lambda: (Path(job.folder) / "go").exists())
 
 
+def _tidy_until_go(job: Job) -> None:
+    """As _wait_for_go, with a mark when the task is stopped before."""
+    try:
+        _wait_for_go(job)
+    except Interrupted:
+        (Path(job.folder) / f"tidied-{job.index}").touch()
+        raise
+
+
 def _die_first_time(job: Job) -> None:
     if len(starts(Path(job.folder), job.index)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -136,6 +145,7 @@ def _wait_and_tidy(job: Job) -> None:
 
 
 ACTIONS = {
+    "wait-tidily": _tidy_until_go,
     "wait": _wait_for_go,
     "die": lambda job: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda job: os._exit(3),

@@ -11,7 +11,7 @@ import click
 from tarmill.cli.output import run_command, say
 
 if TYPE_CHECKING:
-    from tarmill.formats.samples import Record
+    from tarmill.formats.samples import Record, Tally
 
 EPILOG = """\b
 Example: join two shards into one, and check a whole data set.
@@ -37,11 +37,14 @@ def command(inputs: str, output: str, check: bool, key_function: str) -> None:
 def _run(inputs: str, output: str, check: bool, key_function: str) -> None:
     from tarmill.engine.meter import Meter
     from tarmill.formats.digest import to_hex
+    from tarmill.formats.samples import Tally
     from tarmill.formats.tar_write import TarSink, check_key
     from tarmill.jobs.shard_io import ShardOutput
 
+    tally = Tally()
+
     def fill(sink: TarSink) -> None:
-        for record in _samples(inputs, key_function):
+        for record in _samples(inputs, key_function, tally):
             if key_function != "base_plus_ext":
                 check_key(record["__key__"])
             sink.add(record)
@@ -50,20 +53,27 @@ def _run(inputs: str, output: str, check: bool, key_function: str) -> None:
         sink = TarSink(lambda block: None)
         fill(sink)
         click.echo(f"{sink.samples} samples, {sink.members} members, digest {to_hex(sink.digest)}")
+        _say_left_out(tally)
         return
     with ShardOutput(output, output, "cat", -1, Meter()) as shard:
         fill(shard.sink)
         done = shard.commit()
     say(f"{done.samples} samples, {done.members} members, {done.size_bytes} bytes, digest {done.digest}")
+    _say_left_out(tally)
 
 
-def _samples(inputs: str, key_function: str) -> Iterator[Record]:
+def _say_left_out(tally: Tally) -> None:
+    for kind, count in sorted(tally.skipped.items()):
+        say(f"{count} members belong to no sample and were left out: {kind}")
+
+
+def _samples(inputs: str, key_function: str, tally: Tally) -> Iterator[Record]:
     from tarmill.engine.meter import Meter
-    from tarmill.formats.samples import ReadOptions, Tally
+    from tarmill.formats.samples import ReadOptions
     from tarmill.formats.shards import ShardPattern
     from tarmill.jobs.inputs import find_shards
     from tarmill.jobs.shard_io import open_samples
 
     for shard in find_shards(ShardPattern.parse(inputs)):
-        with open_samples(shard, ReadOptions(key_function), Tally(), Meter()) as samples, closing(samples):  # type: ignore[type-var]
+        with open_samples(shard, ReadOptions(key_function), tally, Meter()) as samples, closing(samples):  # type: ignore[type-var]
             yield from samples

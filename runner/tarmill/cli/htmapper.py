@@ -33,7 +33,7 @@ def command(**values: Any) -> None:
     IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs, or -.
     OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
     """
-    run_command(lambda: _run(values))
+    run_command(lambda: _run(values), values["log_format"])
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def read_script(path: str) -> str:
         UsageError: there is no such file, or it is no text.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return file.read()
     except OSError as error:
         raise UsageError(

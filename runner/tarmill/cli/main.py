@@ -13,6 +13,7 @@ _COMMANDS = {
     "map": ("tarmill.cli.htmapper", "Send every sample through a Python function (htmapper)."),
     "extract": ("tarmill.cli.htextract", "Fields or keys as rows, counts and statistics (htextract)."),
     "cat": ("tarmill.cli.cat", "Join, convert or check shards, sample by sample."),
+    "index": ("tarmill.cli.index", "Count and digest shards; write wids, energon, DALI and other index files."),
     "try": ("tarmill.cli.try_script", "Show what a script makes of the first samples."),
     "run": ("tarmill.cli.run", "Run a job from a spec file."),
 }

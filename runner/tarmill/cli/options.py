@@ -110,12 +110,17 @@ def split_values(kind: type[Spec], values: dict[str, Any]) -> dict[str, Any]:
         if base is tuple:
             value = tuple(part for item in value for part in item.split(",") if part)
         elif base is dict:
-            value = dict(_pair(item, field.name) for item in value)
+            value = dict(split_pair(item, field.name) for item in value)
         found[field.name] = value
     return found
 
 
-def _pair(text: str, name: str) -> tuple[str, str]:
+def split_pair(text: str, name: str) -> tuple[str, str]:
+    """Split K=V at the first '='.
+
+    Raises:
+        click.BadParameter: there is none, or nothing before it.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise click.BadParameter(f"{text!r} is no K=V pair; write it as --{name.rstrip('s')} size=224")

@@ -47,9 +47,12 @@ class Console(Listener):
         self._shards = self._shards_done = self._samples_done = self._bytes_done = 0
         self._bytes_total: int | None = None
         self._running: dict[int, Progress] = {}
+        self.report: Report | None = None
+        """Of the job that was planned, as far as it is."""
 
     def plan(self, report: Report, total_bytes: int | None, lines: Sequence[str]) -> None:
         """Show the plan, and a bar where there is a terminal."""
+        self.report = report
         self._started = self._shown = time.monotonic()
         self._shards, self._shards_done, self._bytes_total = report.shards_total, report.shards_done, total_bytes
         if self._json:
@@ -85,7 +88,7 @@ class Console(Listener):
             self._emit("failed", shard=shard, error=error.message)
         else:
             self._print(f"failed: {error.message}")
-            if trace := error.facts.get("script_traceback"):
+            if trace := error.facts.get("script_traceback") or error.facts.get("worker_traceback"):
                 self._print(trace.rstrip())
 
     def note(self, message: str) -> None:
@@ -207,29 +210,36 @@ def _stopping() -> Iterator[None]:
         yield
 
 
-def run_command(work: Callable[[], None]) -> None:
+def run_command(work: Callable[[], None], log_format: str = "text") -> None:
     """Run a command's work and leave the process with its exit code; the only place where errors become codes."""
     code = 0
     try:
         with _stopping():
             work()
     except Interrupted as stop:
-        say(f"stopped by {'Ctrl-C' if stop.signal_number == 2 else 'SIGTERM'}; run the same command again to go on")
+        name = "Ctrl-C" if stop.signal_number == 2 else "SIGTERM"
+        _say_end("stopped", f"stopped by {name}; run the same command again to go on", "", log_format)
         code = stop.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
         _quiet_stdout()
         code = 141  # 128 + SIGPIPE: whoever read our output has seen enough
-    except JobFailed as error:
-        say(f"error: {error.message}")
-        code = error.exit_code
     except TarmillError as error:
-        say(f"error: {error.message}")
-        if trace := error.facts.get("script_traceback"):
-            say(trace.rstrip())
+        # a failed job has told the tracebacks with its shards
+        trace = "" if isinstance(error, JobFailed) else error.facts.get("script_traceback", "")
+        _say_end("error", error.message, trace, log_format)
         code = error.exit_code
     sys.exit(code)
+
+
+def _say_end(event: str, message: str, trace: str, log_format: str) -> None:
+    if log_format == "json":
+        say(json.dumps({"event": event, "message": message} | ({"traceback": trace} if trace else {})))
+        return
+    say(f"error: {message}" if event == "error" else message)
+    if trace:
+        say(trace.rstrip())
 
 
 def _quiet_stdout() -> None:
@@ -245,6 +255,9 @@ def finish_job(start: Callable[[Console], Report], options: RunOptions, title: s
         report = start(console)
     except JobFailed as error:
         report = error.facts.get("report")
+        raise
+    except Interrupted:
+        report = console.report  # what was finished
         raise
     finally:
         console.close()

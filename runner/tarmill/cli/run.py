@@ -33,7 +33,7 @@ Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
 @spec_options(RunOptions)
 def command(spec_file: str, **values: Any) -> None:
     """Run the job that a spec file describes."""
-    run_command(lambda: _run(spec_file, RunOptions(**split_values(RunOptions, values))))
+    run_command(lambda: _run(spec_file, RunOptions(**split_values(RunOptions, values))), values["log_format"])
 
 
 def _run(spec_file: str, options: RunOptions) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tarmill.cli.output import run_command, say
+from tarmill.cli.options import split_pair
+from tarmill.cli.output import run_command
+from tarmill.errors import ScriptError
+
+if TYPE_CHECKING:
+    from tarmill.formats.samples import Record
+    from tarmill.jobs.script import Script
 
 EPILOG = """\b
 Example:
@@ -18,7 +24,15 @@ Example:
 @click.command("try", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.argument("inputs", metavar="IN")
 @click.option("-p", "--script", required=True, metavar="FILE", help="The script, as for htmapper.")
-@click.option("-n", "--samples", default=3, show_default=True, help="How many samples of the first shard.")
+@click.option(
+    "-n",
+    "--samples",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="How many samples of the first shard.",
+)
 @click.option("--param", "params", multiple=True, metavar="K=V", help="A parameter for the script's setup(params).")
 def command(inputs: str, script: str, samples: int, params: tuple[str, ...]) -> None:
     """Show what a script makes of the first samples: each field's size and beginning, before and after."""
@@ -33,34 +47,52 @@ def _run(inputs: str, path: str, count: int, params: tuple[str, ...]) -> None:
     from tarmill.formats.samples import ReadOptions, Tally
     from tarmill.formats.shards import ShardPattern
     from tarmill.jobs.inputs import find_shards
-    from tarmill.jobs.script import failure, key_of, prepared, results_of
+    from tarmill.jobs.script import prepared
     from tarmill.jobs.shard_io import open_samples
 
     name = os.path.basename(path)
-    script = prepared(read_script(path), name, dict(item.partition("=")[::2] for item in params))
+    script = prepared(read_script(path), name, dict(split_pair(item, "params") for item in params))
     shard = find_shards(ShardPattern.parse(inputs))[0]
     with open_samples(shard, ReadOptions(), Tally(), Meter(), verify=False) as samples:
         first = list(islice(samples, count))
-    if script.process_samples is not None:
-        for record in first:
-            _show("before", record["__key__"], record)
-        for record in script.process_samples(iter([dict(record) for record in first])):
-            _show("after", record.get("__key__", "?"), record)
-        return
+    _try_batch(script, first, shard.label) if script.process_samples else _try_each(script, first, shard.label)
+
+
+def _try_each(script: Script, records: list[Record], shard: str) -> None:
+    from tarmill.jobs.script import failure, key_of, results_of
+
     assert script.process_sample is not None
-    for record in first:
+    for record in records:
         key = record["__key__"]
         _show("before", key, record)
         try:
-            results = results_of(script.process_sample(record), name, key)
-        except Exception as error:
-            if hasattr(error, "exit_code"):
-                raise
-            raise failure(name, "process_sample failed", error, key, shard.label) from None
+            results = results_of(script.process_sample(record), script.name, key)
+        except ScriptError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise failure(script.name, "process_sample failed", error, key, shard) from None
         for result in results:
-            _show("after", key_of(result, key, name), result)
+            _show("after", key_of(result, key, script.name), result)
         if not results:
-            say(f"after   {key}: dropped")
+            click.echo(f"after   {key}: dropped")
+
+
+def _try_batch(script: Script, records: list[Record], shard: str) -> None:
+    from tarmill.jobs.script import batch_key_of, batch_results, failure, results_of
+
+    assert script.process_samples is not None
+    keys = {id(record["__key__"]): record["__key__"] for record in records}
+    last = records[-1]["__key__"] if records else ""
+    for record in records:
+        _show("before", record["__key__"], record)
+    try:
+        for result in batch_results(script.process_samples(iter(records)), script.name):
+            for record in results_of(result, script.name, last, "process_samples"):
+                _show("after", batch_key_of(record, keys, script.name, last), record)
+    except ScriptError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise failure(script.name, "process_samples failed", error, last, shard) from None
 
 
 def _show(when: str, key: str, record: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tarmill.engine import cluster_farewell
 from tarmill.engine.attempt import Ended, unpack
 from tarmill.engine.base import Progress, as_tarmill_error
 from tarmill.engine.cluster_worker import installed, introduce, probe_here
@@ -76,6 +77,7 @@ class Members:
     def start(self) -> None:
         """Begin to follow; returns at once."""
         self._client.subscribe_topic("all", self._on_scheduler_event)
+        self._client.subscribe_topic(cluster_farewell.TOPIC, self._on_farewell)
         self._client.loop.add_callback(self._begin)
 
     def stop(self) -> None:
@@ -83,6 +85,7 @@ class Members:
         self._put = lambda event: None
         if self._client.status == "running":
             self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic(cluster_farewell.TOPIC)
         self._client.loop.add_callback(lambda: self._task and self._task.cancel())
 
     def forget(self, worker: str) -> None:
@@ -98,6 +101,12 @@ class Members:
             worker = str(message.get("worker"))
             if self._known.pop(worker, self) is None:
                 self._put(Gone(worker, _is_farewell(message)))
+
+    def _on_farewell(self, event: tuple[float, Any]) -> None:
+        worker = str(event[1]["worker"])
+        if self._known.get(worker, self) is None:
+            self._known[worker] = TarmillError("it is leaving", worker=worker)  # no new tasks until it is gone
+            self._put(Gone(worker, retired=True))
 
     async def _follow(self) -> None:
         while True:
@@ -145,9 +154,9 @@ class Members:
 
 
 def _is_farewell(message: Mapping[str, Any]) -> bool:
-    """Whether a worker left by a decision (SIGTERM, retirement, scale-down) and was not found dead."""
+    """Whether a worker left by a decision (retired, or its nanny was told to go) and was not found dead."""
     return bool(message.get("expected")) or str(message.get("stimulus_id", "")).startswith(
-        ("worker-close", "retire-workers")
+        ("nanny-close", "retire-workers")
     )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tarmill
-from tarmill.engine import meter
+from tarmill.engine import cluster_farewell, meter
 from tarmill.engine.attempt import Ended, run_packed
 from tarmill.engine.watch import Watch, timeout_error
 from tarmill.errors import Interrupted, TarmillError, TaskTimeout
@@ -145,6 +145,12 @@ class _Monitor:
                 self._entries.remove(entry)
                 entry.tell(left=True)
 
+    def interrupt_all(self) -> None:
+        with self._lock:
+            entries = list(self._entries)
+        for entry in entries:
+            entry.interrupt(time.monotonic())
+
     def _loop(self) -> None:
         while True:
             with self._lock:
@@ -209,7 +215,8 @@ def installed() -> dict[str, str]:
 
 
 def introduce(dask_worker: Any) -> tuple[str, dict[str, str]]:
-    """Id and versions of the worker in which this runs."""
+    """Id and versions of the worker in which this runs; from now on it says good-bye when it is told to go."""
+    cluster_farewell.install(dask_worker, monitor.interrupt_all)
     return dask_worker.id, installed()
 
 

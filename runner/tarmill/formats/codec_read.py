@@ -91,7 +91,7 @@ class _Decoder(Protocol):
     @property
     def needs_input(self) -> bool: ...
     @property
-    def unused_data(self) -> bytes: ...
+    def unused_data(self) -> bytes | None: ...
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
@@ -172,7 +172,7 @@ class MemberInput(io.RawIOBase):
             except _codec_errors(self._codec) as error:
                 raise self._fault(error) from error
             if decoder.eof:
-                self._ahead = decoder.unused_data
+                self._ahead = decoder.unused_data or b""
                 self._decoder = None
             if count := len(piece):
                 buffer[:count] = piece

@@ -62,9 +62,9 @@ def encode_contents(values: Sequence[bytes]) -> bytes:
     """
     if not values:
         return b""
-    lines = b"\n".join(values)
-    if lines.count(b"\n") >= len(values):
-        lines = b"\n".join([value.replace(b"\\", b"\\\\").replace(b"\n", b"\\n") for value in values])
+    lines = b"\n".join([*values, b""])  # the last newline comes without another copy
+    if lines.count(b"\n") > len(values):
+        lines = b"\n".join([*[value.replace(b"\\", b"\\\\").replace(b"\n", b"\\n") for value in values], b""])
     elif b"\\" in lines:
         lines = lines.replace(b"\\", b"\\\\")
     if b"\t" in lines:
@@ -74,7 +74,7 @@ def encode_contents(values: Sequence[bytes]) -> bytes:
     if not lines.isascii():
         # A newline belongs to no longer UTF-8 sequence, so values are valid together when each is valid by itself.
         lines = lines.decode("utf-8", "backslashreplace").encode()
-    return lines + b"\n"
+    return lines
 
 
 def text_cell(value: Any) -> bytes:

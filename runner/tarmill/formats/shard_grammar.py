@@ -90,6 +90,12 @@ def _last_component(part: str, start: int, end: int) -> int:
     return min(last, end)
 
 
+def names_folder(prefix: str) -> bool:
+    """Tell whether a prefix that ends in "/" is a folder of a store, and not a scheme whose host is missing."""
+    scheme = _SCHEME.match(prefix)
+    return scheme is None or scheme[1].lower() in _NO_HOST or "/" in prefix[scheme.end() :]
+
+
 def file_name(url: str) -> str:
     """Give the last path component of a plain URL or path, without its query."""
     zones = find_regions(url)

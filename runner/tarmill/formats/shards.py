@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tarmill.formats.shard_grammar import SHARD_EXTENSION, escape, find_regions, parse_part, split_parts
+from tarmill.formats.shard_grammar import SHARD_EXTENSION, escape, names_folder, parse_part, split_parts
 from tarmill.formats.shard_tokens import (
     MAX_SHARDS,
     Count,
@@ -174,7 +174,8 @@ class ShardPattern:
         if count is not None:
             return self.with_count(count).format(index)
         self._need_names()
-        if not 0 <= index < (total := self._size()):
+        total = self._size()
+        if not 0 <= index < total:
             raise failure(self.text, f"has no shard {index}; its {total:,} shards are 0 to {total - 1}")
         tokens = self._parts[0].tokens
         for part in self._parts:
@@ -233,7 +234,7 @@ class ShardPattern:
             raise failure(self.text, "has several parts; each is listed by itself")
         prefix = self._parts[0].prefix
         prefix = prefix[: prefix.rfind("/") + 1]
-        if prefix and len(prefix) <= find_regions(self.text).path and not _is_rootless(self.text):
+        if not names_folder(prefix):
             raise failure(self.text, "lists several hosts or buckets; write one pattern for each, joined by '::'")
         return prefix or "./"
 
@@ -298,7 +299,7 @@ class ShardPattern:
         folders = [part.prefix[: part.prefix.rfind("/") + 1] for part in self._parts]
         common = common_start(folders)
         common = common[: common.rfind("/") + 1]
-        return "" if len(common) < find_regions(folders[0]).path else common
+        return common if names_folder(common) else ""
 
     @property
     def extension(self) -> str:
@@ -306,9 +307,3 @@ class ShardPattern:
         last = self._parts[0].name[-1:]
         found = SHARD_EXTENSION.search(last[0].value) if last and isinstance(last[0], Text) else None
         return found[0] if found else ""
-
-
-def _is_rootless(url: str) -> bool:
-    """Tell whether a URL has no host part, so that its scheme alone can be listed (mem://, file://, plain paths)."""
-    zones = find_regions(url)
-    return zones.host == zones.path

@@ -21,7 +21,7 @@ from tarmill.formats.tar_members import END_MARK, Member, MemberReader
 from tarmill.formats.tar_window import RawInput, Window
 
 Place = tuple[int, int, str]
-"""Where a field's data lies in the decompressed stream: offset, bytes stored there (without padding), kind of member."""
+"""Where a field lies in the decompressed stream: offset of its data, bytes stored there, kind of its member."""
 
 _NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
@@ -51,7 +51,11 @@ def iter_samples(
 
 
 def iter_places(
-    raw: RawInput, shard: str, gaps: list[tuple[int, int]], key_function: str = "base_plus_ext", tally: Tally | None = None
+    raw: RawInput,
+    shard: str,
+    gaps: list[tuple[int, int]],
+    key_function: str = "base_plus_ext",
+    tally: Tally | None = None,
 ) -> Iterator[Record]:
     """Find the samples of a shard and where their fields lie, without reading contents (see module `index`).
 

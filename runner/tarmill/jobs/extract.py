@@ -69,6 +69,7 @@ def plan(spec: ExtractSpec) -> ExtractPlan:
         StorageError: an input cannot be looked at.
     """
     request = Request.of(spec)
+    _need_libraries(spec, request)
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
     shards = find_shards(pattern)
     parts: list[str] = []
@@ -97,6 +98,16 @@ def plan(spec: ExtractSpec) -> ExtractPlan:
     if outputs != ["-"] and spec.exists == "fail":
         refuse_existing(outputs, job)
     return ExtractPlan(spec, request, shards, parts, job)
+
+
+def _need_libraries(spec: ExtractSpec, request: Request) -> None:
+    """Tell before any work of a library that is not there."""
+    if request.aggregate:
+        make_aggregate(request.aggregate, request.names, spec.top)
+    if spec.format == "parquet":
+        from tarmill.jobs.parquet import schema_of
+
+        schema_of(request.columns)
 
 
 def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener | None = None) -> Report:

@@ -25,7 +25,7 @@ from tarmill.spec import ExtractSpec
 
 INLINE_BYTES = 1 << 20
 """Rows of one shard up to this size travel in the result."""
-BATCH_BYTES = 256 << 10
+BATCH_BYTES = 64 << 10
 BATCH_ROWS = 512
 
 _CODECS = {"gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst"}

@@ -183,6 +183,8 @@ def run(spec: MapSpec, options: RunOptions | None = None, listener: Listener | N
         return report
     if tasks:
         try_first_sample(script, tasks[0])
+    found.sweep()
+    if tasks:
         _run_tasks(found, tasks, options, listener, report)
     report.wall_s = time.monotonic() - started
     _finish(found, report)
@@ -205,7 +207,6 @@ def _run_tasks(
 ) -> None:
     limit = ErrorLimit.parse(found.spec.max_errors)
     if found.folder:
-        found.sweep()
         withdraw(found.manifest)
         found.folder.begin({"kind": _KIND, "output": storage.mask(found.spec.output), "shards": len(found.shards)})
     try:
@@ -220,8 +221,7 @@ def _run_tasks(
         report.interrupted = True
         raise
     finally:
-        if found.folder:
-            found.sweep()
+        found.sweep()
 
 
 def _hear(found: MapPlan, outcome: Outcome[MapTask, ShardDone], listener: Listener, report: Report) -> None:
@@ -232,6 +232,8 @@ def _hear(found: MapPlan, outcome: Outcome[MapTask, ShardDone], listener: Listen
         _take(report, done)
         listener.finished(task.index, done.counts.read, done.counts.read_bytes, done.counts.written_bytes)
     elif error is not None:
+        if found.folder is None and error.facts.get("kind") == "BrokenPipeError":
+            raise BrokenPipeError(error.message)  # whoever reads our standard output has seen enough
         trace = error.facts.get("script_traceback", "")
         report.failures.append(Failure(task.index, task.label, error.message, trace))
         listener.failed(task.label, error)

@@ -139,9 +139,7 @@ class ShardMap:
                     self._add_results(result if result.__class__ is list else [result], key, sink)
             except ScriptError as error:
                 self._reject(error, source, key, sink)
-            except TarmillError:
-                raise
-            except Exception as error:  # a value that cannot be read, as a released memoryview
+            except (TypeError, ValueError, BufferError) as error:  # a value without bytes, as a released memoryview
                 self._reject(failure(name, "its result failed", error, key, self.shard), source, key, sink)
 
     def _add_results(self, results: list[Record], key: str, sink: TarSink) -> None:

@@ -99,24 +99,30 @@ class ArrowRows:
 
     def __init__(self, columns: Sequence[Column], write: Callable[[bytes], Any]) -> None:
         self._batches = _Batches(columns)
-        self._writer = library().ipc.new_stream(_file(write), self._batches.schema)
+        self._output = _Output(write)
+        self._writer = library().ipc.new_stream(self._output.file(), self._batches.schema)
 
     def add(self, rows: Sequence[Any]) -> None:
         """Write rows as one batch."""
         self._writer.write_batch(self._batches.batch(rows))
+        self._output.drain()
 
     def finish(self) -> None:
         """Write the end mark."""
         self._writer.close()
+        self._output.drain()
 
 
 class ParquetRows:
     """Rows, or batches from `ArrowRows`, as one Parquet file."""
 
     def __init__(self, columns: Sequence[Column], write: Callable[[bytes], Any]) -> None:
-        self._batches = _Batches(columns)
         self._arrow = library()
-        self._writer = self._arrow.parquet.ParquetWriter(_file(write), self._batches.schema, compression=COMPRESSION)
+        self._batches = _Batches(columns)
+        self._output = _Output(write)
+        self._writer = self._arrow.parquet.ParquetWriter(
+            self._output.file(), self._batches.schema, compression=COMPRESSION
+        )
         self._held: list[Any] = []
         self._held_bytes = 0
 
@@ -140,23 +146,31 @@ class ParquetRows:
         if self._held:
             self._writer.write_table(self._arrow.Table.from_batches(self._held, self._batches.schema))
             self._held, self._held_bytes = [], 0
+            self._output.drain()
 
     def finish(self) -> None:
         """Write the last group and the footer."""
         self._flush()
         self._writer.close()
-
-
-def _file(write: Callable[[bytes], Any]) -> Any:
-    return library().PythonFile(_Output(write), mode="w")
+        self._output.drain()
 
 
 class _Output(io.RawIOBase):
-    """What pyarrow takes for a file."""
+    """What pyarrow takes for a file. It only collects: a writer that is thrown away writes once more from its `__del__`."""
 
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._take = write
+        self._blocks: list[bytes] = []
         self._at = 0
+
+    def file(self) -> Any:
+        return library().PythonFile(self, mode="w")
+
+    def drain(self) -> None:
+        """Pass on what was collected."""
+        for block in self._blocks:
+            self._take(block)
+        self._blocks.clear()
 
     def writable(self) -> bool:
         return True
@@ -166,7 +180,7 @@ class _Output(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         block = bytes(data)
-        self._take(block)
+        self._blocks.append(block)
         self._at += len(block)
         return len(block)
 

@@ -63,7 +63,7 @@ def load(text: str, name: str) -> Script:
         line = getattr(error, "lineno", None)
         shown = (getattr(error, "text", None) or "").rstrip()
         raise ScriptError(
-            f"{name}, line {line}: {getattr(error, 'msg', error)}{': ' + shown.strip() if shown else ''}; "
+            f"{name}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}{': ' + shown.strip() if shown else ''}; "
             "mend the script",
             script=name,
             line=line,

@@ -193,7 +193,7 @@ class Keys(Aggregate):
         self._fields: dict[str, list[int]] = {}
 
     def update(self, rows: Sequence[Record]) -> None:
-        """Take in records whose fields are sizes (`ReadOptions(load=frozenset(), sizes=True)`).
+        """Take in records whose fields are sizes, or contents where a filter needs them (`ReadOptions.sizes`).
 
         Raises:
             UsageError: there are so many field names that the key function cannot be the right one.
@@ -204,6 +204,8 @@ class Keys(Aggregate):
             for name, size in record.items():
                 if size.__class__ is int:
                     self._add(fields, name, 1, size)
+                elif size.__class__ is bytes:
+                    self._add(fields, name, 1, len(size))
 
     def _add(self, fields: dict[str, list[int]], name: str, samples: int, size_bytes: int) -> None:
         entry = fields.get(name)

@@ -13,10 +13,12 @@ from urllib3.exceptions import HTTPError
 
 from tarmill.errors import AccessError, NotFoundError, SpecError, StorageError
 from tarmill.storage.base import Capabilities, Stat, Store, fetch_ranges
-from tarmill.storage.http_client import exchange, raise_network_error
+from tarmill.storage.http_client import exchange
+from tarmill.storage.http_errors import raise_network_error
 from tarmill.storage.http_list import CURE, Entry, child_url, parse_index, split_prefix
+from tarmill.storage.http_objects import head, remove
 from tarmill.storage.http_read import HttpBody
-from tarmill.storage.http_write import HttpWriteStream, head, remove
+from tarmill.storage.http_write import HttpWriteStream
 from tarmill.storage.readahead import ReadAhead
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.settings import current_settings

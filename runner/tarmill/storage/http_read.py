@@ -18,7 +18,8 @@ from urllib3.response import BaseHTTPResponse
 
 from tarmill.errors import ChangedError, StorageError
 from tarmill.storage.base import Stat
-from tarmill.storage.http_client import exchange, raise_network_error
+from tarmill.storage.http_client import exchange
+from tarmill.storage.http_errors import raise_network_error
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.urls import mask
@@ -26,6 +27,7 @@ from tarmill.storage.urls import mask
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
 _CAUTIOUS_BYTES = 16 << 10
+_ANY_BYTES = 1 << 30
 _BODY = frozenset({200, 206, 416})
 
 
@@ -86,6 +88,7 @@ class HttpBody:
         self._stat: Stat | None = None
         self._response: BaseHTTPResponse | None = None
         self._stop = threading.Event()
+        self._step = _ANY_BYTES
         self._retrier = Retrier(settings, self._pause)
 
     def open(self) -> Stat:
@@ -115,6 +118,7 @@ class HttpBody:
                 data = self._read_some(amount)
             except StorageError as error:
                 self._drop()
+                self._step = _CAUTIOUS_BYTES  # a break loses the piece being read: make some progress first
                 if self._stop.is_set():
                     break
                 self._retrier.failed(error)
@@ -122,6 +126,7 @@ class HttpBody:
             if data:
                 self._offset += len(data)
                 self._retrier.progress()
+                self._step = min(2 * self._step, _ANY_BYTES)
                 return data
             if self._end is None:  # neither Content-Length nor chunks: the end of the connection is all there is
                 self._end = self._offset
@@ -129,8 +134,7 @@ class HttpBody:
 
     def _read_some(self, amount: int) -> bytes:
         assert self._response is not None
-        if self._retrier.tries:
-            amount = min(amount, _CAUTIOUS_BYTES)  # a reset loses the piece being read: make some progress first
+        amount = min(amount, self._step)
         if self._end is not None:
             amount = min(amount, self._end - self._offset)
         try:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
@@ -17,8 +15,9 @@ from xxhash import xxh3_128
 from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, StorageError
 from tarmill.storage.base import PendingCommit, Stat, WriteStream
 from tarmill.storage.http_client import drain, exchange
-from tarmill.storage.http_read import HttpBody, header_stat, length_of
-from tarmill.storage.retry import Retrier, with_retries
+from tarmill.storage.http_objects import STORED, head, head_once, remove, server_age_s
+from tarmill.storage.http_read import HttpBody
+from tarmill.storage.retry import Retrier
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.spool import Spool
 from tarmill.storage.urls import mask
@@ -26,7 +25,6 @@ from tarmill.storage.urls import mask
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_STORED = frozenset({200, 201, 202, 204})
 _MAX_DAMAGED = 3
 _SLOW_STORE_BYTES_PER_S = 20e6
 _CANCEL_WAIT_S = 5.0
@@ -172,7 +170,7 @@ class _Upload:
                 self._settings,
                 headers=headers,
                 body=self._pieces,
-                accept=_STORED,
+                accept=STORED,
                 answer_timeout_s=patience,
             )
         except ChangedError:  # 412: If-None-Match
@@ -274,36 +272,3 @@ class _Upload:
         raise StorageError(
             f"{error.message}; tried {self._damaged} times, {after}", **{**error.facts, "retryable": False}
         ) from error
-
-
-def server_age_s(headers: Mapping[str, str]) -> float | None:
-    """Tell how long ago an object was last changed, by its server's own clock; None where it does not say (pure)."""
-    try:
-        now = parsedate_to_datetime(headers["Date"])
-        changed = parsedate_to_datetime(headers["Last-Modified"])
-        return (now - changed).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        return None
-
-
-def head_once(url: str, settings: StorageSettings) -> tuple[Stat, Mapping[str, str]]:
-    """Ask for the headers of an object, once."""
-    try:
-        response = exchange("HEAD", url, settings)
-    except StorageError as error:
-        if error.facts.get("status") not in (405, 501):
-            raise
-        response = exchange("GET", url, settings)  # some servers know only GET; its body is not waited for
-    response.close() if response.length_remaining else response.release_conn()
-    return header_stat(url, response.headers, length_of(response.headers)), response.headers
-
-
-def head(url: str, settings: StorageSettings, retrier: Retrier | None = None) -> Stat:
-    """Ask for the stat of an object, again where that helps."""
-    return with_retries(lambda: head_once(url, settings), retrier or Retrier(settings))[0]
-
-
-def remove(url: str, settings: StorageSettings) -> None:
-    """Delete an object; a missing one is fine."""
-    with suppress(NotFoundError):
-        drain(with_retries(lambda: exchange("DELETE", url, settings, accept=_STORED), Retrier(settings)))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tarmill.errors import StorageError
 from tarmill.storage.base import Capabilities, ReadStream, Stat, Store, WriteStream
-from tarmill.storage.file import raise_os_error
+from tarmill.storage.file_facts import raise_os_error
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
