@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REAPER = Path(__file__).with_name("reaper.py")
+BYTECODE = Path(__file__).parent / "out" / "bytecode"
+
+
+def environment() -> dict[str, str]:
+    """Give the environment of what is measured: with compiled modules for all, as installed packages have them."""
+    return {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+        "PYTHONPYCACHEPREFIX": str(BYTECODE.resolve()),
+    }
 
 
 class BenchError(Exception):
@@ -49,6 +58,7 @@ def measure(command: Sequence[str], *, stdout: Path | None = None, limit_s: int 
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
+                env=environment(),
                 check=False,
             )
         finally:

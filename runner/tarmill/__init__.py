@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tarmill.jobs.api import ShardWriter as ShardWriter
     from tarmill.jobs.api import open_shards as open_shards
     from tarmill.jobs.api import run as run
+    from tarmill.spec import FORMAT_VERSION as FORMAT_VERSION
     from tarmill.spec import ExtractSpec as ExtractSpec
     from tarmill.spec import MapSpec as MapSpec
     from tarmill.spec import RunOptions as RunOptions
@@ -32,6 +33,7 @@ _PLACES = {
     "open_shards": "tarmill.jobs.api",
     "run": "tarmill.jobs.api",
     "ExtractSpec": "tarmill.spec",
+    "FORMAT_VERSION": "tarmill.spec",
     "MapSpec": "tarmill.spec",
     "RunOptions": "tarmill.spec",
 }

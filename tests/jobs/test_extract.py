@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.daskcluster import DaskCluster
 
 from tarmill import ShardWriter, storage
 from tarmill.engine.base import Outcome
@@ -358,3 +359,27 @@ def test_it_works_in_memory_stores(here: Path) -> None:
     report = run(ExtractSpec(input="mem://x/in-@1.tar", output="mem://x/keys.txt"))
     assert report.succeeded
     assert storage.read_bytes("mem://x/keys.txt").decode().split() == [f"{n:03d}" for n in range(PER_SHARD)]
+
+
+@pytest.mark.real
+def test_on_dask_large_rows_wait_beside_the_output_and_standard_output_needs_a_shared_folder(
+    here: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for shard in range(3):
+        with ShardWriter(f"wide-{shard}.tar") as writer:
+            for n in range(3):
+                writer.write({"__key__": f"{shard}{n}", "txt": f"{shard}{n}" * 300_000})
+    expected, _ = extract("serial", input="wide-@3.tar", columns=("txt",))
+    with DaskCluster(here / "dask", workers=2) as cluster:
+        options = RunOptions(scheduler=cluster.host_and_port)
+        rows, report = extract(str(here / "out" / "rows"), options, input=str(here / "wide-@3.tar"), columns=("txt",))
+        assert rows == expected
+        assert report.counts.written == 9
+        assert os.listdir("out") == ["rows"]
+        spec = ExtractSpec(input=str(here / "wide-@3.tar"), columns=("txt",))
+        with pytest.raises(JobFailed, match="--scratch-dir"):
+            run(spec, options)
+        capfdbinary.readouterr()
+        run(spec, RunOptions(scheduler=cluster.host_and_port, scratch_dir=str(here / "scratch")))
+        assert capfdbinary.readouterr().out == expected
+        assert [name for name in os.listdir("scratch") if name.startswith("tarmill")] == []

@@ -201,3 +201,69 @@ def is_alive(pid: int) -> bool:
 
 def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text("utf-8"))
+
+
+HOLDING = """
+import os, time
+def process_sample(record):
+    shard, number = record["key"][1:].split("-")
+    if int(shard) >= {first} and number == "003":
+        open({folder!r} + "/held-" + shard, "w").close()
+        while not os.path.exists({folder!r} + "/gate"):
+            time.sleep(0.005)
+    record["txt"] = record["txt"].upper()
+    return record
+"""
+
+
+class Held:
+    """A job that comes to a stop by itself: its script waits in the middle of shards `first` and later for a gate.
+
+    Kills and signals then hit a known state, whatever the machine is busy with.
+    """
+
+    def __init__(self, folder: Path, shards: int = 5, first: int = 2, size: int = 20_000) -> None:
+        self.folder = folder
+        self.first = first
+        self.marks = folder / "marks"
+        self.marks.mkdir(parents=True)
+        self.data = folder / "data"
+        put_shards(self.data, shards, 5, size)
+        (folder / "hold.py").write_text(HOLDING.format(first=first, folder=str(self.marks)))
+        self.arguments = ["-p", "hold.py", f"data/in-@{shards}.tar", "data/out-@.tar.gz"]
+        self.shards = shards
+
+    def is_held(self, workers: int = 1) -> bool:
+        """Whether all shards before the first held one are finished, and so many wait."""
+        return len(finished_shards(self.data)) == self.first and len(list(self.marks.glob("held-*"))) >= workers
+
+    def release(self) -> None:
+        (self.marks / "gate").touch()
+
+    def expected(self) -> dict[str, bytes]:
+        """What an undisturbed job writes, elsewhere; made after the release."""
+        script = (self.folder / "hold.py").read_text()
+        run_map(f"{self.data}/in-@{self.shards}.tar", self.folder / "undisturbed" / "out-@.tar.gz", script)
+        return bytes_of(self.folder / "undisturbed")
+
+    def assert_unfinished_is_clean(self) -> None:
+        """Finished shards are whole, nothing else is there."""
+        names = sorted(bytes_of(self.data))
+        assert names == [f"out-{shard:06d}.tar.gz" for shard in range(self.first)]
+        assert all(len(records_in(self.data / name)) == 5 for name in names)
+        assert not (self.data / "out.manifest.json").exists()
+
+    def assert_completes(self, *more: str) -> dict[str, Any]:
+        """The same command again does what is missing and gives the bytes of an undisturbed job; its report."""
+        self.release()
+        done = command([*self.arguments, *more, "--report", "report.json"], self.folder)
+        assert done.returncode == 0, done.stderr.decode()
+        self.assert_complete()
+        report: dict[str, Any] = read_json(self.folder / "report.json")
+        assert counts_balance(report)
+        return report
+
+    def assert_complete(self) -> None:
+        assert bytes_of(self.data) == self.expected()
+        assert leftovers(self.folder) == []
+        assert (self.data / "out.manifest.json").exists()

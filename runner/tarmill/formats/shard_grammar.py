@@ -31,7 +31,7 @@ _MAX_DIGITS = 18
 _MAX_NESTING = 20
 _SPECIAL = "{}@*?[\\"
 
-_EXTENSION = r"\.(?:tar(?:\.\w+)?|tgz|taz|tbz2?|tb2|txz|tzst|tlz4)"
+_EXTENSION = r"\.(?:tar(?:\.(?!idx$)\w+)?|tgz|taz|tbz2?|tb2|txz|tzst|tlz4)"
 SHARD_EXTENSION = re.compile(_EXTENSION + "$", re.IGNORECASE)
 UNDER_FOLDER = rf"(?:(?![._])[^/]+/)*(?!\.)[^/]+(?i:{_EXTENSION})"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

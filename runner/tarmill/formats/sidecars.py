@@ -191,8 +191,8 @@ def refuse_compressed(shard: str, codec: str, wanted: Sequence[str]) -> None:
         raise _refusal(
             shard,
             seeking[0],
-            f"it is compressed ({codec}), and {' and '.join(seeking)} read plain tars only, by offset; unpack it with "
-            "`tarmill cat`, or leave that out",
+            f"it is compressed ({codec}), and its reader looks only into plain tars, by offset; unpack it with "
+            f"`tarmill cat`, or leave out {' and '.join(seeking)}",
         )
 
 

@@ -117,8 +117,7 @@ def extract_shard(task: ExtractTask) -> ExtractDone:
         StorageError: reading or writing failed for good.
     """
     spec, meter = task.spec, current()
-    # what is spooled need not outlive a power cut
-    storage.configure(task.settings if task.output else dataclasses.replace(task.settings, fsync=False))
+    storage.configure(task.settings)
     request = Request.of(spec)
     with ExitStack() as stack:
         place: _Part | _Spool = _Part(task.output, task.job, meter) if task.output else _Spool(task, meter)

@@ -181,7 +181,7 @@ def run(spec: MapSpec, options: RunOptions | None = None, listener: Listener | N
     if options.dry_run:
         report.plan_only = True
         return report
-    if tasks:
+    if tasks and not options.task_timeout:  # a script that may hang must not do so here, where nobody ends it
         try_first_sample(script, tasks[0])
     found.sweep()
     if tasks:

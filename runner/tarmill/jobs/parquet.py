@@ -156,7 +156,7 @@ class ParquetRows:
 
 
 class _Output(io.RawIOBase):
-    """What pyarrow takes for a file. It only collects: a writer that is thrown away writes once more from its `__del__`."""
+    """What pyarrow takes for a file. It only collects, since a writer that is thrown away writes again as it goes."""
 
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._take = write

@@ -61,13 +61,10 @@ def load(text: str, name: str) -> Script:
         code = compile(text, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
-        shown = (getattr(error, "text", None) or "").rstrip()
-        raise ScriptError(
-            f"{name}{f', line {line}' if line else ''}: {getattr(error, 'msg', error)}{': ' + shown.strip() if shown else ''}; "
-            "mend the script",
-            script=name,
-            line=line,
-        ) from None
+        where = f"{name}, line {line}" if line else name
+        shown = (getattr(error, "text", None) or "").strip()
+        fault = f"{getattr(error, 'msg', error)}{': ' if shown else ''}{shown}"
+        raise ScriptError(f"{where}: {fault}; mend the script", script=name, line=line) from None
     module = types.ModuleType(_MODULE)
     module.__file__ = name
     sys.modules[_MODULE] = module  # dataclasses and pickle look a class's module up there
