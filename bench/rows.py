@@ -201,8 +201,9 @@ def _rows(http: bool) -> Iterable[Row]:
         yield Row(name, "map", "htmapper", htmapper("-j", "1"), copies_samples)
         if name != "tiny":
             yield Row(name, "map", "htmapper -j 2", htmapper("-j", "2"), copies_samples)
-            yield Row(name, "extract", "webdataset", webdataset_extract, extracts_rows, stdout_to_file=True)
-            yield Row(name, "extract", "htextract", htextract, extracts_rows, stdout_to_file=True)
+            many = "images.long" if name == "images" else name
+            yield Row(many, "extract", "webdataset", webdataset_extract, extracts_rows, stdout_to_file=True)
+            yield Row(many, "extract", "htextract", htextract, extracts_rows, stdout_to_file=True)
     yield Row("text.gz", "read", "webdataset", peer("webdataset_read.py"), reads_samples, digest_flag=True)
     yield Row("text.gz", "read", "tarmill", peer("tarmill_read.py"), reads_samples, digest_flag=True)
     yield Row("text.gz", "map", "webdataset", peer("webdataset_copy.py", out=True), copies_samples)

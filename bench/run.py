@@ -60,7 +60,7 @@ class Batch:
         for _ in range(2):
             path = self.scratch / "warm"
             with path.open("wb") as out:
-                for _ in range(max(view.tar_bytes for _, view, _ in self.views.values()) * 5 // 4 >> 20):
+                for _ in range(largest_output(self.views) * 5 // 4 >> 20):
                     out.write(block)
             path.unlink()
 
@@ -116,6 +116,11 @@ class Batch:
     def parallel(self) -> float:
         """How much two computing processes gain over one on this machine, at best, in this batch."""
         return max((2 * one / two for one, two in self.burns), default=0.0)
+
+
+def largest_output(views: Views) -> int:
+    """Tell how many bytes a row may write; long lists are only read."""
+    return max((view.tar_bytes for name, (_, view, _) in views.items() if not name.endswith(".long")), default=0)
 
 
 def burn() -> tuple[float, float]:
@@ -204,14 +209,13 @@ def main() -> int:
         print("nginx was not found: the http rows are left out", file=sys.stderr)
         http = False
     rows = [row for row in all_rows(not options.check, http) if not options.only or options.only in row.name]
-    views: Views = {}
-    for name in dict.fromkeys(row.set for row in rows):
-        plain, dot, _ = name.partition(".")
-        views[name] = sets.make(plain, options.scale, options.data, compressed=bool(dot))
+    views: Views = {
+        name: sets.make(name, options.scale, options.data) for name in dict.fromkeys(row.set for row in rows)
+    }
     with ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="tarmill-bench-", dir=scratch_folder()))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        needed = 3 * max(view.tar_bytes for _, view, _ in views.values())
+        needed = 2 * largest_output(views)
         if (free := shutil.disk_usage(scratch).free) < needed:
             print(f"{scratch} has {free} bytes free, {needed} are needed: use a smaller --scale", file=sys.stderr)
             return 2

@@ -43,12 +43,13 @@ class Plan:
 
 
 PLANS = {
-    "images": Plan("images", 400, 1, 20),
+    "images": Plan("images", 400, 1, 30),
     "text": Plan("text", 8_000, 1, 16),
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
-GZ_LINKS = 6
-"""Compression makes a sample dear: fewer of them are enough."""
+LINKS = {"gz": 6, "long": 150}
+"""Of variants: compression makes a sample dear, so fewer of them are enough; reading only a small field of large samples
+costs next to nothing, so it takes many of them (which no tool writes) for start-up not to be all that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,19 @@ def shown(total: int) -> str:
     return f"{total & HALF_MASK:032x}"
 
 
-def make(name: str, scale: float, folder: Path, compressed: bool = False) -> tuple[View, View, View]:
+def make(name: str, scale: float, folder: Path) -> tuple[View, View, View]:
     """Make a set, or find it made before, and return it in three lengths: base, view, and one single sample.
 
     Args:
+        name: a plan's; with ".gz" compressed, with ".long" a list that names its shards more often.
         scale: multiplies the number of samples on disk.
         folder: where the sets are kept; the set's own folder is named by everything that decides its bytes.
     """
-    plan = replace(PLANS[name], links=GZ_LINKS) if compressed else PLANS[name]
+    name, _, variant = name.partition(".")
+    plan = replace(PLANS[name], links=LINKS.get(variant, PLANS[name].links))
     samples = max(plan.shards, int(plan.samples * scale))
-    suffix = ".tar.gz" if compressed else ".tar"
-    home = folder / f"{name}-{samples}x{plan.links}-v{FORMAT}{'-gz' if compressed else ''}"
+    suffix = ".tar.gz" if variant == "gz" else ".tar"
+    home = folder / f"{name}-{samples}x{plan.links}-v{FORMAT}{suffix.removeprefix('.tar').replace('.', '-')}"
     stamp = home / "stamp.json"
     if not stamp.exists():
         _build(plan, samples, home, suffix)

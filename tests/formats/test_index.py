@@ -186,10 +186,12 @@ def test_members_that_a_pax_header_for_all_names_are_bound():
 
 def test_a_pax_header_for_all_that_names_nothing_is_in_no_range():
     comment = tars.pax(tars.pax_record("comment", "0123"), flag=b"g")
-    data = comment + b"".join(tars.member(*pair) for pair in PAIRS) + tars.END
+    members = b"".join(tars.member(*pair) for pair in PAIRS)
+    data = comment + comment + members + comment + tars.END
     index = index_of(data)
-    assert copied(data, index) == data[len(comment) :]
+    assert copied(data, index) == members + tars.END
     assert index.starts.tolist() == tarfile_starts(data)
+    assert index.end == len(data) - len(tars.END)
 
 
 def test_a_pax_header_for_all_inside_the_headers_of_a_member_binds_it():

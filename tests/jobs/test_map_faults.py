@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,7 +137,6 @@ setattr(owner, {name!r}, dying)
 from tarmill.cli.htmapper import main
 main()
 """
-    import sys
 
     subprocess.run(
         [sys.executable, "-c", code, *job.arguments, "-j", "1"], cwd=tmp_path, timeout=100, capture_output=True

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from support import tars
-from support.maps import IDENTITY, pairs_of, put_shards, run_map
+from support.maps import IDENTITY, pairs_of, put_records, put_shards, run_map
 
 from tarmill import storage
 from tarmill.errors import JobFailed, NotFoundError, SpecError, TarmillError
+from tarmill.formats.digest import to_hex
 from tarmill.formats.sidecars import SIDECARS
+from tarmill.formats.tar_write import TarSink
 from tarmill.jobs.sidecars import place_of, run
 from tarmill.spec import RunOptions
 
@@ -60,6 +62,15 @@ def test_the_summary_has_the_digest_of_what_a_job_wrote(folder):
     total = sum(int(shard.digest, 16) for shard in report.shards) % 2**128
     assert f"{total:032x}" == made.digest
     assert report.written == []
+
+
+def test_the_digest_counts_a_field_called_key(folder):
+    records = [{"__key__": "a", "key": b"k", "x": b"1"}, {"__key__": "b", "x": b"2"}]
+    sink = TarSink(lambda block: None)
+    for record in records:
+        sink.add(record)
+    [found] = index(put_records(f"{folder}a.tar", records)).shards
+    assert found.digest == to_hex(sink.digest)
 
 
 def test_all_files_lie_beside_the_shards_and_nothing_else(folder):

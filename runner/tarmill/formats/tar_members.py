@@ -29,6 +29,7 @@ from tarmill.formats.tar_window import RawInput, Window
 END_MARK = "end-mark"
 """Kind of the pseudo member that stands for a run of zero blocks."""
 
+_GARBAGE = "bytes that are no tar header follow the end mark"
 _LINK_CACHE_BYTES = 16 << 20
 _GLOBAL = frozenset({b"path", b"linkpath", b"size"})
 
@@ -96,6 +97,8 @@ class MemberReader:
             if len(block) < BLOCK:
                 if self.ended and not block.strip(b"\0"):
                     return None
+                if self.ended and not (records or long_name or long_link):
+                    raise self.bad(_GARBAGE, window.offset, reason="garbage")
                 raise self._cut("a header" if block else "the end mark (zero blocks) of the archive", start)
             if block == ZERO_BLOCK:
                 if records or long_name is not None or long_link is not None:
@@ -196,8 +199,7 @@ class MemberReader:
             return parse_header(block)
         except ValueError as error:
             if self.ended:
-                fact = "bytes that are no tar header follow the end mark"
-                raise self.bad(fact, self.window.offset, reason="garbage") from None
+                raise self.bad(_GARBAGE, self.window.offset, reason="garbage") from None
             raise self.bad(str(error), self.window.offset) from None
 
     def _pass_zero_blocks(self) -> None:

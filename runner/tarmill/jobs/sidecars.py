@@ -103,7 +103,7 @@ def _index(task: IndexTask, meter: Meter) -> ShardSummary:
         contents, codec = decompress(raw, label)
         sidecars.refuse_compressed(label, codec, task.write)
         index = index_shard(contents, label, tally=tally, visit=dali.add if dali else None)
-        md5 = raw.finish()
+        md5 = raw.md5()
         stream.verify()
     meter.samples = len(index)
     if task.energon:
@@ -133,14 +133,9 @@ class _Input:
     def seekable(self) -> bool:
         return self._md5 is None and self._stream.seekable()
 
-    def finish(self) -> str:
-        """Take in what follows the archive, if anything; the md5sum of all, or ""."""
-        if self._md5 is None:
-            return ""
-        rest = memoryview(bytearray(1 << 16))
-        while self.readinto(rest):
-            pass
-        return self._md5.hexdigest()
+    def md5(self) -> str:
+        """Give the md5sum, 32 hex digits, of all that was read: of the whole, since a shard is read to its end."""
+        return self._md5.hexdigest() if self._md5 is not None else ""
 
 
 def _write(url: str, data: bytes) -> None:
