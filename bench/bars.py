@@ -93,6 +93,10 @@ def _against(name: str, theirs: str, ours: str, required: float, hoped: float) -
     return Bar(name, (theirs, ours), required, hoped)
 
 
+def _pair(job: str, ours: str) -> tuple[str, str]:
+    return f"{job}/webdataset", f"{job}/{ours}"
+
+
 def _two_processes(name: str) -> Bar:
     rows = (f"{name}/map/htmapper", f"{name}/map/htmapper -j 2")
     return Bar(f"map {name}: wall time, 1 process / 2", rows, 1.7, 1.9, measure="wall")

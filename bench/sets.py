@@ -48,8 +48,8 @@ PLANS = {
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
 LINKS = {"gz": 6, "long": 150}
-"""Of variants: compression makes a sample dear, so fewer of them are enough; reading only a small field of large samples
-costs next to nothing, so it takes many of them (which no tool writes) for start-up not to be all that is measured."""
+"""Of variants. Compression makes a sample dear: fewer are enough. Reading a small field of large samples costs next to
+nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured."""
 
 
 @dataclass(frozen=True, slots=True)

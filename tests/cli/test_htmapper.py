@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 import tarfile
 import textwrap
@@ -20,13 +25,14 @@ from support.maps import (
     bytes_of,
     command,
     counts_balance,
+    environment,
     pairs_of,
     put_shards,
     read_json,
     records_in,
 )
 
-from tarmill.cli import main
+from tarmill.cli import main, output
 
 UPPER_PAIRS = [(name, body.upper() if name.endswith("txt") else body) for name, body in pairs_of(0)]
 
@@ -92,8 +98,6 @@ def test_a_pipe_of_commands(folder: Path) -> None:
 
 @pytest.mark.parametrize("data", ["gz", "one more archive behind"])
 def test_a_pipe_takes_what_files_take(folder: Path, data: str) -> None:
-    import gzip
-
     plain = (folder / "in-0.tar").read_bytes()
     extra = (folder / "in-1.tar").read_bytes() if data != "gz" else b""
     done = command(
@@ -111,8 +115,6 @@ def test_what_a_script_prints_does_not_mix_with_the_tar_on_standard_output(folde
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly(folder: Path) -> None:
-    import subprocess
-
     put_shards(folder, 1, samples=2000, size=1000, name="big")
     line = f"{BIN}/htmapper -q -p up.py big-0.tar - | head -c 512 >/dev/null; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, timeout=100)
@@ -215,6 +217,37 @@ def test_quiet_says_nothing_when_all_is_well(folder: Path) -> None:
     assert good("map", "-p", "up.py", "in-@3.tar", "out-@.tar", "-q").output == ""
 
 
+def test_a_terminal_gets_a_bar_and_the_report(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [str(BIN / "htmapper"), "-p", "up.py", "in-@3.tar", "out-@.tar", "-j", "1"],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**environment(), "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+        os.close(ours)
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    assert b"htmapper" in shown
+    assert b"\x1b[" in shown
+    assert b"3 of 3 done" in shown
+
+
+def test_without_a_terminal_progress_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "PLAIN_PERIOD_S", 0)
+    lines = good("map", "-p", "up.py", "in-@3.tar", "out-@.tar").stderr.splitlines()
+    assert [line for line in lines if line.startswith("3/3 shards, 15 samples")]
+    assert not [line for line in lines if "\x1b" in line]
+
+
 def test_memory_is_a_store_like_others_within_one_process(folder: Path) -> None:
     good("map", "-p", "up.py", "in-@3.tar", "mem://x/out-@.tar")
     good("map", "-p", "up.py", "mem://x/out-@000003.tar", "mem://y/out-@.tar.zst", "-j", "2")
@@ -231,8 +264,6 @@ def test_help_shows_an_example_that_works(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["map", "cat", "try", "run"])
 def test_help_imports_nothing_heavy(name: str) -> None:
-    import subprocess
-
     code = (
         "import sys\n"
         "from click.testing import CliRunner\n"

@@ -171,6 +171,19 @@ def test_members_that_look_plain_follow_a_pax_header_for_all(fast):
     assert [s["__key__"] for s in read(data, fast=fast)] == ["a", "b", "c", "e"]
 
 
+@both_paths
+def test_a_path_for_all_members_makes_plain_members_behind_it_one_and_the_same(fast):
+    all_are_c = tars.pax(tars.pax_record("path", "c.txt"), flag=b"g")
+    data = (
+        tars.ustar([("a.txt", b"0"), ("b.txt", b"1")], end=b"")
+        + all_are_c
+        + tars.ustar([("d.txt", b""), ("e.txt", b"")])
+    )
+    found = outcome(data, fast=fast)
+    assert [name for name, _ in tars.tarfile_listing(data)] == ["a.txt", "b.txt", "c.txt", "c.txt"]
+    assert (found.reason, [s["__key__"] for s in found.records]) == ("duplicate-field", ["a", "b"])
+
+
 # Sizes
 
 HUGE = {

@@ -204,6 +204,15 @@ def test_hard_links_give_the_contents_of_their_target(tmp_path, format, fast):
     assert [s["txt"] for s in read(data, fast=fast)] == [b"shared" * 300] * 3
 
 
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+@pytest.mark.parametrize("length", [1, 130, 131])
+def test_the_prefix_of_star_is_shorter_and_its_times_are_no_part_of_it(length, fast):
+    times = tars.octal(1_500_000_000, 12) * 2
+    tail = b"p" * length + bytes(131 - length) + times + bytes(8) + b"tar\0"
+    data = tars.member("a.txt", b"1", tail=tail) + tars.END
+    assert read(data, fast=fast) == [{"__key__": "p" * length + "/a", "txt": b"1"}]
+
+
 def link_to(name: str, target: str) -> bytes:
     return tars.header(name, flag=b"1", link=tars.encode(target))
 

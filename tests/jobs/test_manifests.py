@@ -15,7 +15,7 @@ from tarmill import storage
 from tarmill.errors import NotFoundError, OutputExistsError, TarmillError
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs import manifests
-from tarmill.jobs.inputs import find_shards
+from tarmill.jobs.inputs import find_shards, name_in
 from tarmill.jobs.manifests import fault_of, in_parallel, read_manifest
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import OutputShard, ShardDone
@@ -110,6 +110,18 @@ def test_inputs_know_the_hashes_that_their_manifest_holds(place: str) -> None:
     assert [shard.content_hash for shard in shards] == [
         xxh3_128_hexdigest(storage.read_bytes(shard.url)) for shard in shards
     ]
+
+
+def test_inputs_in_several_folders_know_their_hashes_too(place: str) -> None:
+    run_map(put_shards(place, 2), f"{place}sub/{{a,b}}/out.tar")
+    shards = find_shards(ShardPattern.parse(f"{place}sub/{{a,b}}/out.tar"))
+    assert all(shard.content_hash for shard in shards)
+
+
+def test_names_hold_no_query() -> None:
+    url = "https://h/d/sub/out-0.tar?X-Signature=abc"
+    assert name_in("https://h/d/", url) == "sub/out-0.tar"
+    assert name_in("d/", "d/what?.tar") == "what?.tar"
 
 
 def test_a_damaged_manifest_of_the_input_does_no_harm(place: str) -> None:

@@ -432,6 +432,16 @@ def test_an_input_changed_since_its_manifest_is_never_used(place: str, at: int, 
         storage.stat(f"{place}out.tar")
 
 
+@pytest.mark.parametrize("policy", ["fail", "skip", "stop", "ignore"])
+def test_a_compressed_input_changed_since_its_manifest_is_never_used(place: str, policy: str) -> None:
+    run_map(put_shards(place, 1), f"{place}mid-@1.tar.gz")
+    data = bytearray(storage.read_bytes(f"{place}mid-0.tar.gz"))
+    data[len(data) // 2] ^= 1
+    storage.write_bytes(f"{place}mid-0.tar.gz", bytes(data))
+    with pytest.raises(JobFailed, match="manifest"):
+        run_map(f"{place}mid-@1.tar.gz", f"{place}out.tar", on_error=policy)
+
+
 def test_an_output_that_another_writer_touches_is_noticed_before_the_manifest(place: str) -> None:
     source = put_shards(place, 2)
     script = """

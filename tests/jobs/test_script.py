@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,7 +114,7 @@ def test_a_new_dict_without_a_key_keeps_the_key(place: str) -> None:
     assert mapped(place, "return {'n': b'1'}")[1] == {"__key__": "b", "n": b"1"}
 
 
-@pytest.mark.parametrize("key", ["a.b", "", "__x", "a\\0b", "d/a.b"])
+@pytest.mark.parametrize("key", ["a.b", "", "__x__/a", "a\\0b", "d/a.b"])
 def test_a_key_that_would_not_read_back_is_refused(place: str, key: str) -> None:
     assert "cannot be stored" in error_of(place, f"record['__key__'] = '{key}'\nreturn record").message
 
@@ -375,6 +377,23 @@ def process_sample(record):
     run_map(source, f"{place}out-@.tar", script, params={"size": "224", "mode": "a=b"})
     for shard in range(2):
         assert eval(records_in(f"{place}out-{shard:06d}.tar")[0]["p"]) == {"size": "224", "mode": "a=b"}
+
+
+def test_setup_runs_once_in_each_worker_process(tmp_path: Path) -> None:
+    script = f"""
+import os
+def setup(params):
+    with open({str(tmp_path / "setups")!r}, "a") as log:
+        log.write(f"{{os.getpid()}}\\n")
+def process_sample(record):
+    return {{"pid": str(os.getpid())}}
+"""
+    run_map(put_shards(tmp_path, 6, 2), tmp_path / "out-@.tar", script, options={"workers": 2})
+    setups = (tmp_path / "setups").read_text().split()
+    used = {record["pid"].decode() for shard in range(6) for record in records_in(tmp_path / f"out-{shard:06d}.tar")}
+    assert len(setups) == len(set(setups))
+    assert used <= set(setups)
+    assert str(os.getpid()) not in setups
 
 
 def test_setup_that_fails_is_told_with_file_and_line(place: str) -> None:

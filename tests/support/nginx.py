@@ -51,7 +51,7 @@ http {{
     location /readonly/ {{ alias {root}/; autoindex on; autoindex_format json; }}
     location /secret/ {{
       alias {root}/; auth_basic "writers"; auth_basic_user_file {work}/htpasswd; autoindex on; autoindex_format json;
-      dav_methods PUT DELETE;
+      dav_methods PUT DELETE; create_full_put_path on;
     }}
     location /bearer/ {{
       alias {root}/;

@@ -111,6 +111,8 @@ def parse_header(block: bytes) -> Header:
         width = 131 if block[508:512] == b"tar\0" else 155
         if prefix := block[345 : 345 + width].partition(b"\0")[0]:
             name = prefix + b"/" + name
+    elif block[257:265] == b"ustar  \0" and block[345] and flag != b"S" and (prefix := _go17_prefix(block)):
+        name = prefix + b"/" + name
     if flag == b"\0" and name.endswith(b"/"):
         kind = "directory"  # how Unix v7 wrote them
     header = Header(name, kind, 0 if kind in HEADER_ONLY else size, block[157:257].partition(b"\0")[0])
@@ -119,6 +121,17 @@ def parse_header(block: bytes) -> Header:
         header.sparse_continues = block[482] != 0
         header.real_size_bytes = parse_number(block[483:495])
     return header
+
+
+def _go17_prefix(block: bytes) -> bytes:
+    """Read the prefix that Go before 1.8 put where GNU headers have their times; empty where it is times."""
+    try:
+        parse_number(block[345:357])
+        parse_number(block[357:369])
+    except ValueError:
+        prefix = block[345:500].partition(b"\0")[0]
+        return prefix if prefix.isascii() else b""
+    return b""
 
 
 def parse_sparse_entries(area: bytes) -> SparseMap:
@@ -140,7 +153,7 @@ def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
     records = []
     position = 0
     while position < len(data):
-        if not data[position:].strip(b"\0"):
+        if not data[position] and not data[position:].strip(b"\0"):
             break  # some writers pad with NULs
         blank = data.find(b" ", position, position + 20)
         digits = data[position:blank] if blank > 0 else b""
@@ -175,9 +188,10 @@ def sparse_from_pax(records: list[tuple[bytes, bytes]]) -> SparseMap | None:
 
 def parse_decimal(text: bytes) -> int:
     """Read a decimal number of a pax record; `ValueError` for anything but digits up to 2^63 - 1."""
-    if not text.isdigit() or len(text) > 19 or int(text) > MAX_SIZE:
-        raise ValueError(f"{text!r} is no number of bytes")
-    return int(text)
+    digits = text.lstrip(b"0") or text[-1:]
+    if not text.isdigit() or len(digits) > 19 or int(digits) > MAX_SIZE:
+        raise ValueError(f"{text[:40]!r} is no number of bytes")
+    return int(digits)
 
 
 def check_sparse(entries: SparseMap, stored_bytes: int, real_bytes: int) -> None:

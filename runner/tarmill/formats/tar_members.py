@@ -6,6 +6,7 @@ everything is checked. Sources: as `tar_header`; GNU sparse formats 0.0, 0.1 and
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,7 +32,13 @@ END_MARK = "end-mark"
 
 _GARBAGE = "bytes that are no tar header follow the end mark"
 _LINK_CACHE_BYTES = 16 << 20
-_GLOBAL = frozenset({b"path", b"linkpath", b"size"})
+_MAX_CHAIN_BYTES = 2 * MAX_EXTENSION_BYTES
+_MAX_LINE = 20
+_MEANINGFUL = frozenset(
+    {b"path", b"linkpath", b"size"}
+    | {b"GNU.sparse." + word for word in b"name map size realsize major minor offset numbytes".split()}
+)
+"""Pax keywords that change what is read; of others nothing is kept."""
 
 
 @dataclass(slots=True)
@@ -92,18 +99,20 @@ class MemberReader:
         records: list[tuple[bytes, bytes]] = []
         long_name: bytes | None = None
         long_link: bytes | None = None
+        pending = False  # whether an extension header waits for its member
         while True:
             block = window.peek(BLOCK)
             if len(block) < BLOCK:
                 if self.ended and not block.strip(b"\0"):
                     return None
-                if self.ended and not (records or long_name or long_link):
+                if self.ended and not pending:
                     raise self.bad(_GARBAGE, window.offset, reason="garbage")
                 raise self._cut("a header" if block else "the end mark (zero blocks) of the archive", start)
             if block == ZERO_BLOCK:
-                if records or long_name is not None or long_link is not None:
+                if pending:
                     raise self.bad("an extension header is followed by the end mark instead of its member", start)
                 self._pass_zero_blocks()
+                self.global_pax = {}
                 if self.gaps is not None:
                     self.gaps.append((start, window.offset))
                 return Member(b"", END_MARK, 0, 0, start)
@@ -111,13 +120,12 @@ class MemberReader:
             self.ended = False
             at = window.offset
             window.pos += BLOCK
+            pending = pending or header.kind != "pax-global"
             if header.kind == "pax":
                 records += self._pax_records(header, start)
             elif header.kind == "pax-global":
-                records_of_all = self._pax_records(header, start)
-                self.global_pax.update(
-                    (k, v) for k, v in records_of_all if k in _GLOBAL or k.startswith(b"GNU.sparse.")
-                )
+                self.global_pax.update(self._pax_records(header, start))
+                self.global_pax = {keyword: value for keyword, value in self.global_pax.items() if value}
                 if self.gaps is not None:
                     self.gaps.append((at, window.offset))
                 if start == at:
@@ -214,12 +222,9 @@ class MemberReader:
 
     def _extension(self, header: Header, start: int) -> bytes:
         size = header.size_bytes
-        if size > MAX_EXTENSION_BYTES:
-            raise self.bad(
-                f"a {header.kind} header claims {size} bytes, more than {MAX_EXTENSION_BYTES}",
-                start,
-                reason="too-large",
-            )
+        if size > MAX_EXTENSION_BYTES or self.window.offset + size - start > _MAX_CHAIN_BYTES:
+            fact = f"a {header.kind} header of {size} bytes is more than the {MAX_EXTENSION_BYTES} that make sense"
+            raise self.bad(fact, start, reason="too-large")
         data = self.window.take(size)
         if len(data) < size or not self._pass_padding(size):
             raise self._cut(f"a {header.kind} header of {size} bytes", start)
@@ -227,7 +232,7 @@ class MemberReader:
 
     def _pax_records(self, header: Header, start: int) -> list[tuple[bytes, bytes]]:
         try:
-            return parse_pax(self._extension(header, start))
+            return [item for item in parse_pax(self._extension(header, start)) if item[0] in _MEANINGFUL]
         except ValueError as error:
             raise self.bad(str(error), start) from None
 
@@ -240,7 +245,9 @@ class MemberReader:
         long_link: bytes | None,
     ) -> Member:
         """Join a header with the extension records that stand before it."""
-        pax = self.global_pax | dict(records)
+        own = dict(records)
+        # an empty value takes back what is in force for all members (POSIX pax, "Keyword Precedence")
+        pax = {keyword: value for keyword, value in (self.global_pax | own).items() if value}
         name = pax.get(b"path", long_name if long_name is not None else header.name)
         link = pax.get(b"linkpath", long_link if long_link is not None else header.link)
         if b"\0" in name:
@@ -290,50 +297,59 @@ class MemberReader:
 
     def _sparse_map_in_data(self, member: Member) -> SparseMap:
         """Read the map of sparse format 1.0, decimal lines in whole blocks before the data."""
-        text = b""
         lines: list[bytes] = []
+        rest = b""
         want = 1
-        while len(lines) <= want:
+        while len(lines) < want:
             block = self.window.take(BLOCK)
             member.stored_bytes -= BLOCK
             if len(block) < BLOCK or member.stored_bytes < 0:
                 raise self._cut("a sparse map", member.offset, member.text)
-            text += block
-            lines = text.split(b"\n")
-            if len(lines) > 1:
+            *whole, rest = (rest + block).split(b"\n")
+            lines += whole
+            if lines:
                 if (pieces := parse_decimal(lines[0])) > MAX_SPARSE_ENTRIES:
                     raise ValueError(f"the sparse map has {pieces} entries, more than {MAX_SPARSE_ENTRIES}")
                 want = 1 + 2 * pieces
-            elif len(text) > BLOCK:
-                raise ValueError("the sparse map does not begin with its number of entries")
+            if len(lines) < want and len(rest) > _MAX_LINE:
+                raise ValueError(f"the sparse map has the line {rest[:40]!r} instead of a number")
         numbers = [parse_decimal(line) for line in lines[1:want]]
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def _linked(self, member: Member) -> bytes:
-        if member.link not in self._links:
-            self._find_target(member)
-        return self._links[member.link]
+        link = posixpath.normpath(member.link)
+        if link not in self._links:
+            data = self._find_target(member, link, member.offset)
+            if sum(map(len, self._links.values())) + len(data) > _LINK_CACHE_BYTES:
+                self._links.clear()
+            self._links[link] = data
+        return self._links[link]
 
-    def _find_target(self, member: Member) -> None:
-        """Read the shard again up to the link and keep the contents of what it names."""
+    def _find_target(self, member: Member, link: bytes, before: int) -> bytes:
+        """Read the shard again up to a link and give the contents of what it names, through links to links."""
         fault = f"{self.shard}, byte {member.offset}, member {member.text!r}: a hard link to {member.link!r}"
         facts = {"shard": self.shard, "member": member.text, "offset": member.offset, "reason": "hard-link"}
         if self._reopen is None:
             raise SampleError(f"{fault} cannot be followed in a stream that is read once; store it as a file", **facts)
-        again = MemberReader(Window(self._reopen()), self.shard, self.max_member_bytes)
-        data: bytes | None = None
-        while (found := again.next()) is not None and found.offset < member.offset:
-            if found.name == member.link and found.kind in ("file", "sparse"):
-                data = again.read_data(found)
-            elif found.kind == "hardlink" and found.name == member.link:
-                data = self._links.get(found.link, data)
-            else:
-                again.skip_data(found)
-        if data is None:
+        raw = self._reopen()
+        target: Member | None = None
+        data = b""
+        try:
+            again = MemberReader(Window(raw), self.shard, self.max_member_bytes)
+            while (found := again.next()) is not None and found.offset < before:
+                if posixpath.normpath(found.name) == link and found.kind in ("file", "sparse"):
+                    target, data = found, again.read_data(found)
+                else:
+                    again.skip_data(found)
+                    if posixpath.normpath(found.name) == link and found.kind == "hardlink":
+                        target = found
+        finally:
+            getattr(raw, "close", lambda: None)()
+        if target is None:
             raise SampleError(f"{fault}, which is not in the shard before it; write the shard again", **facts)
-        if sum(map(len, self._links.values())) + len(data) > _LINK_CACHE_BYTES:
-            self._links.clear()
-        self._links[member.link] = data
+        if target.kind == "hardlink":
+            return self._find_target(member, posixpath.normpath(target.link), target.offset)
+        return data
 
 
 def _expand(data: bytes, sparse: SparseMap, real_bytes: int) -> bytes:

@@ -25,6 +25,7 @@ Place = tuple[int, int, str]
 
 _NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
+_NAMES_OF_OURS = ("__key__", "__url__", "key")
 _MAX_CACHED = 4096
 
 
@@ -146,7 +147,7 @@ class _SampleReader:
         self.shard = shard
         self.options = options
         self.tally = tally
-        self.window = Window(raw)
+        self.window = Window(raw, sparse_reading=options.load is not None)
         self.members = MemberReader(self.window, shard, options.max_member_bytes, reopen)
         self.split = key_function(options.key_function)
         self.policy = OnError(options.on_error)
@@ -162,6 +163,10 @@ class _SampleReader:
         """First field of an earlier sample with the key of the one in progress."""
         self.fault: FormatError | None = None
         """What is wrong with the sample in progress."""
+        self.passed: set[str] = set()
+        """Fields of the sample in progress that are not in its record."""
+        self.at = 0
+        """Offset that errors about the sample in progress tell."""
         self.stopped = False
         self.gaps: list[tuple[int, int]] | None = None
         """What lies between samples, where the places of fields are asked for and not their sizes."""
@@ -171,6 +176,7 @@ class _SampleReader:
         tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
         buffer, view = window.buffer, window.view
         gaps, tails, wanted, unwanted, seen = self.gaps, self.tails, self.wanted, self.unwanted, self.seen
+        passed = self.passed
         size_of = _Sizes(min(self.options.max_member_bytes, window.size // 2))
         tail, expected = b"-", _Expected(b"")
         stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
@@ -215,6 +221,8 @@ class _SampleReader:
                                 raise ValueError("for the key function to decide")
                             new_stem = name[: dot + 1]
                             name = name[dot + 1 :]
+                            if odd:
+                                self.at = window.base + pos + BLOCK
                         field = wanted.get(name)
                         if field is not None:
                             if after > have:
@@ -249,10 +257,12 @@ class _SampleReader:
                     window.pos = pos
                     block_name = window.peek(100)
                     member = self.members.next()
+                    self.at = window.offset
                     if member is None or member.kind == END_MARK:
                         if record is not None:
+                            good = not odd or self._settle(record)
                             samples += 1
-                            if not odd or self._settle(record):
+                            if good:
                                 yield record
                             record, stem, stem_length = None, _NO_STEM, 1
                             self.fault, odd = None, self.stopped
@@ -269,8 +279,9 @@ class _SampleReader:
                     new_key, field = pair
                     fresh = record is None or new_key != key
                     if fresh and record is not None:  # before the new sample may raise: what is complete is handed on
+                        good = not odd or self._settle(record)
                         samples += 1
-                        if not odd or self._settle(record):
+                        if good:
                             yield record
                         record = None
                     new_stem = self._remember(block_name, member, new_key, field)
@@ -282,8 +293,9 @@ class _SampleReader:
                 members += 1
                 if fresh:
                     if record is not None:
+                        good = not odd or self._settle(record)
                         samples += 1
-                        if not odd or self._settle(record):
+                        if good:
                             yield record
                         self.fault, odd = None, self.stopped
                     key, stem, stem_length = new_key, new_stem, len(new_stem)
@@ -293,21 +305,27 @@ class _SampleReader:
                     else:
                         seen[name_hash] = field
                     record = {"__key__": key, "__url__": shard, "key": key}
-                elif field in record and record[field] is not key:  # type: ignore[operator,index]
+                    passed.clear()
+                elif field in passed or (field in record and record[field] is not key):  # type: ignore[operator,index]
                     odd = True
+                    window.pos = pos
                     self._doubled(key, field)
                 if body is not None:
                     record[field] = body  # type: ignore[index]
+                else:
+                    passed.add(field)
         except FormatError as error:
             if self.policy is OnError.FAIL:
                 raise
             tally.lose_rest(shard, error)
             if record is not None:
+                self.fault, self.at = self.fault or error, window.offset
+                good = self._settle(record)
                 samples += 1
-                self.fault = self.fault or error
-                if self._settle(record):
+                if good:
                     yield record
         finally:
+            window.close()
             tally.members += members
             tally.samples += samples
 
@@ -315,7 +333,9 @@ class _SampleReader:
         """Find out what the fixed part of this header stands for, and remember it."""
         tail = block[156:]
         kind = _Tail.OTHER
-        if self.fast and not self.members.global_pax and block != ZERO_BLOCK:
+        if self.members.global_pax:
+            return kind, _Expected(tail)
+        if self.fast and block != ZERO_BLOCK:
             try:
                 header = parse_header(block)
             except ValueError:
@@ -362,9 +382,9 @@ class _SampleReader:
     def _read(self, member: Member, key: str, field: str) -> tuple[bytes | int | Place | None, bool]:
         """Read what is wanted of a member, and tell whether nothing was wrong with it."""
         try:
-            if field in ("__key__", "__url__"):
+            if field.startswith("__"):
                 self.members.skip_data(member)
-                self._fault(key, f"the field name {field!r} is reserved", "reserved-field")
+                self._fault(key, f"the field name {field!r} begins with '__', which is reserved", "reserved-field")
                 return None, False
             if self.options.load is None or field in self.options.load:
                 return self.members.read_data(member), True
@@ -373,9 +393,14 @@ class _SampleReader:
                 raise
             self.fault = self.fault or error
             return None, False
-        place = self._place(member, self.gaps) if self.gaps is not None else None
+        if self.gaps is not None:
+            place = self._place(member, self.gaps)
+            self.members.skip_data(member)
+            return place, True
+        if self.options.sizes and member.kind == "hardlink":
+            return len(self.members.read_data(member)), True
         self.members.skip_data(member)
-        return place or (member.size_bytes if self.options.sizes else None), True
+        return member.size_bytes if self.options.sizes else None, True
 
     def _place(self, member: Member, gaps: list[tuple[int, int]]) -> Place:
         """Tell where the data of a member is; the window stands at it."""
@@ -387,7 +412,7 @@ class _SampleReader:
         if not self.fast:
             return _NO_STEM
         stem = key.encode("utf-8", "surrogateescape") + b"."
-        if block_name.partition(b"\0")[0] == member.name and field not in ("key", "__key__", "__url__"):
+        if block_name.partition(b"\0")[0] == member.name and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
             if len(names) > _MAX_CACHED:
                 names.clear()
@@ -395,17 +420,18 @@ class _SampleReader:
         return stem
 
     def _doubled(self, key: str, field: str) -> None:
+        self.at = self.window.offset
         self._fault(key, f"field {field!r} comes twice; expected each field once in a sample", "duplicate-field")
 
     def _fault(self, key: str, fact: str, reason: str) -> None:
         """Note what is wrong with the sample in progress, or raise it at once where that is the policy."""
         error = SampleError(
-            f"{self.shard}, before byte {self.window.offset}, sample {key!r}: {fact}; write the shard again, or choose "
+            f"{self.shard}, before byte {self.at}, sample {key!r}: {fact}; write the shard again, or choose "
             "what to do with --on-error skip, stop or ignore",
             shard=self.shard,
             key=key,
             member=key,
-            offset=self.window.offset,
+            offset=self.at,
             reason=reason,
         )
         if self.policy is OnError.FAIL:
@@ -432,10 +458,10 @@ class _SampleReader:
 
     def _compare_with_earlier(self, record: Record, first_field: str) -> None:
         """Tell a doubled key, whose fields come again, from a sample whose members are not adjacent."""
-        if first_field in record or (self.options.load is not None and not self.options.sizes):
+        if first_field in record or first_field in self.passed:
             self.tally.duplicate_keys += 1
             return
-        here = ", ".join(repr(name) for name in record if name not in ("__key__", "__url__", "key"))
+        here = ", ".join(repr(name) for name in (*record, *sorted(self.passed)) if name not in _NAMES_OF_OURS)
         fact = (
             f"its members are not adjacent ({first_field!r} came before, {here} after other samples); expected all "
             "members of a sample in a row, as `tar --sort=name` gives"

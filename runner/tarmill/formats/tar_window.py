@@ -8,10 +8,14 @@ anonymous mmap, refilled in place, serves the whole shard. The hot loop of `tar_
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import Protocol
 
 WINDOW_BYTES = 1 << 20
-_SHORT_FILL = 8 << 10
+_SHORT_FILL = 4 << 10
+_MAX_IDLE = 4
+_idle: list[mmap.mmap] = []
+"""Buffers that no reader uses now: the page faults of a fresh one cost as much as reading it full four times."""
 
 
 class RawInput(Protocol):
@@ -24,18 +28,28 @@ class RawInput(Protocol):
 class Window:
     """`buffer[pos:have]` are the unread bytes of the stream; `base` is the stream's offset of `buffer[0]`."""
 
-    def __init__(self, raw: RawInput, size_bytes: int = WINDOW_BYTES) -> None:
+    def __init__(self, raw: RawInput, *, sparse_reading: bool = False) -> None:
         self.raw = raw
-        self.size = size_bytes
-        self.buffer = mmap.mmap(-1, size_bytes)
+        self.size = WINDOW_BYTES
+        try:
+            self.buffer = _idle.pop()
+        except IndexError:
+            self.buffer = mmap.mmap(-1, WINDOW_BYTES)
         self.view = memoryview(self.buffer)
         self.pos = 0
         self.have = 0
         self.base = 0
         self.at_end = False
-        self._fill = size_bytes
         seekable = getattr(raw, "seekable", None)
         self._seek = getattr(raw, "seek", None) if seekable is not None and seekable() else None
+        self._fill = _SHORT_FILL if sparse_reading and self._seek is not None else WINDOW_BYTES
+        self._ends: int | None = None
+
+    def close(self) -> None:
+        """Give the buffer back for other readers; the window must not be used after it."""
+        self.view.release()
+        if len(_idle) < _MAX_IDLE:
+            _idle.append(self.buffer)
 
     @property
     def offset(self) -> int:
@@ -87,23 +101,29 @@ class Window:
         return b"".join(pieces)
 
     def skip(self, count: int) -> int:
-        """Pass over `count` bytes, by a seek where the input can; the bytes passed, fewer only where a stream ended.
-
-        A seek may land past the end of a file: then nothing is left to read, which the missing end mark shows.
-        """
+        """Pass over `count` bytes, by a seek where the input can; the bytes passed, fewer where the stream ended."""
         inside = min(count, self.have - self.pos)
         self.pos += inside
         left = count - inside
         if not left:
             return count
         if self._seek is not None and left > _SHORT_FILL:
-            self.base += self.have + left
+            step = min(left, self._bytes_ahead(self._seek))
+            self.base += self.have + step
             self.pos = self.have = 0
-            self._seek(left, 1)
+            self._seek(step, 1)
             self._fill = _SHORT_FILL  # long skips come in rows: the next read needs little more than a header
-            return count
+            return count - left + step
         while left and self.ensure(1):
             step = min(left, self.have - self.pos)
             self.pos += step
             left -= step
         return count - left
+
+    def _bytes_ahead(self, seek: Callable[[int, int], int]) -> int:
+        """Count the bytes of a seekable input behind what was read; its end is looked up once."""
+        if self._ends is None:
+            here = seek(0, 1)
+            self._ends = self.base + self.have + seek(0, 2) - here
+            seek(here, 0)
+        return max(0, self._ends - self.base - self.have)

@@ -15,6 +15,7 @@ from xxhash import xxh3_128_intdigest
 
 from tarmill.errors import ScriptError
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
+from tarmill.formats.keys import base_plus_ext
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_header import BLOCK
 
@@ -84,12 +85,11 @@ def odd_header(name: bytes, size: int, mtime_s: int = 0) -> bytes:
 
 def check_key(key: str) -> None:
     """Refuse a key that would not read back as itself (`ScriptError`): the first dot of a name ends the key."""
-    base = key[key.rfind("/") + 1 :]
-    if not key or "." in base or "\0" in key or key.startswith("__"):
+    if base_plus_ext(key + ".x") != (key, "x") or "\0" in key or _encoded(key) is None:
         raise ScriptError(
-            f"the sample key {key!r} cannot be stored: expected a key that is not empty, does not begin with '__' "
-            "and has no '.' or NUL in its last path component, since the first dot there ends the key; try "
-            f"{key.strip('_').replace('.', '_') or 'sample-0'!r}",
+            f"the sample key {key!r} cannot be stored: expected a name with no '.' or NUL in its last path "
+            "component, since the first dot there ends the key, and no __x__ in front; try "
+            f"{key.strip('_/').replace('.', '_') or 'sample-0'!r}",
             key=key,
             reason="bad-key",
         )
@@ -173,7 +173,9 @@ class TarSink:
         try:
             stem = key.encode() + b"."
         except UnicodeEncodeError:
-            stem = key.encode("utf-8", "surrogateescape") + b"."
+            if (raw_key := _encoded(key)) is None:
+                raise _no_text(key, "its key") from None
+            stem = raw_key + b"."
         if stem == self._last_stem or not plan:
             raise self._refusal(key, plan)
         fronts, backs, extend, before = self._fronts, self._backs, self._pieces.extend, len(self._pieces)
@@ -268,7 +270,8 @@ def _plan_fields(names: tuple[str, ...]) -> _Plan:
                 reason="bad-field",
             )
         if not name.startswith("__"):
-            suffix = name.encode("utf-8", "surrogateescape")
+            if (suffix := _encoded(name)) is None:
+                raise _no_text(name, "a field name")
             plan.append((name, suffix, field_seed(suffix)))
     return sorted(plan, key=lambda item: item[1])
 
@@ -280,7 +283,9 @@ def as_bytes(value: Any, key: str, field: str) -> bytes:
         ScriptError: it is neither.
     """
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
+        if (data := _encoded(value)) is None:
+            raise _no_text(key, f"field {field!r}")
+        return data
     try:
         return bytes(memoryview(value))
     except TypeError:
@@ -291,3 +296,19 @@ def as_bytes(value: Any, key: str, field: str) -> bytes:
             field=field,
             reason="bad-value",
         ) from None
+
+
+def _encoded(text: str) -> bytes | None:
+    """Encode a name or text as UTF-8, bytes that were no UTF-8 when they were read as they were; None if impossible."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return None
+
+
+def _no_text(key: str, what: str) -> ScriptError:
+    return ScriptError(
+        f"sample {key!r}: {what} holds half a surrogate pair, which UTF-8 cannot hold; expected proper text, or bytes",
+        key=key,
+        reason="bad-value",
+    )

@@ -26,7 +26,7 @@ def find_shards(pattern: ShardPattern) -> list[Shard]:
     found: list[Shard] = []
     try:
         for info in storage.stat_many(urls):
-            size, digest = hashes.get(info.url.rsplit("/", 1)[-1], (None, ""))
+            size, digest = hashes.get(name_in(pattern.folder, info.url), (None, ""))
             content_hash = digest if size == info.size_bytes else ""
             found.append(Shard(info.url, storage.mask(info.url), info.size_bytes, info.version, content_hash))
     except NotFoundError as error:
@@ -49,6 +49,12 @@ def list_shards(pattern: ShardPattern) -> list[str]:
 def manifest_url(pattern: ShardPattern) -> str:
     """Name the manifest of a data set: `train-@0100.tar` -> `train.manifest.json`."""
     return f"{pattern.folder}{pattern.stem}{MANIFEST_SUFFIX}"
+
+
+def name_in(folder: str, url: str) -> str:
+    """Name a shard as manifests do: relative to the data set's folder, without a query, which may hold a signature."""
+    name = url.removeprefix(folder)
+    return name.partition("?")[0] if storage.scheme_of(url) in ("http", "https") else name
 
 
 def known_hashes(pattern: ShardPattern) -> dict[str, tuple[int, str]]:

@@ -20,7 +20,7 @@ from tarmill.formats.digest import to_hex
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
-from tarmill.jobs.inputs import find_shards, manifest_url
+from tarmill.jobs.inputs import find_shards, manifest_url, name_in
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import (
     JobFolder,
@@ -102,7 +102,7 @@ def plan(spec: MapSpec) -> MapPlan:
     found = MapPlan(spec, shards, outputs, job, folder, manifest_url(out_pattern))
     if spec.exists == "overwrite":
         return found
-    names = {url.removeprefix(out_pattern.folder) for url in outputs}
+    names = {name_in(out_pattern.folder, url) for url in outputs}
     taken = is_of_another_job(found.manifest, job, names)
     # what a stream held the last time nobody knows, so that nothing can be resumed
     ours = not taken and all(shard.version is not None for shard in shards) and folder.has_begun()

@@ -15,6 +15,7 @@ from tarmill.engine.meter import Meter, current
 from tarmill.errors import FormatError, ScriptError, StorageError, TarmillError
 from tarmill.formats.samples import OnError, ReadOptions, Record, Rejection, Tally
 from tarmill.formats.tar_write import TarSink, check_key
+from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
 from tarmill.jobs.script import Script, batch_key_of, batch_results, failure, key_of, prepared, results_of
 from tarmill.jobs.shard_io import ShardOutput, open_samples
@@ -34,7 +35,7 @@ def map_shard(task: MapTask) -> ShardDone:
     spec, meter = task.spec, current()
     folder = task.state[: -len(f"_tarmill/{task.job}/")] if task.state else ""
     with (
-        ShardOutput(task.output, task.output.removeprefix(folder), task.job, spec.level, meter) as output,
+        ShardOutput(task.output, name_in(folder, task.output), task.job, spec.level, meter) as output,
         redirect_stdout(sys.stderr),  # what a script prints must not mix with data on standard output
     ):
         run = ShardMap(prepared(spec.script, spec.script_name, spec.params), spec, task.shard.label, meter)
