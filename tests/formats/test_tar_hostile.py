@@ -363,6 +363,7 @@ def test_a_sparse_bomb_is_too_large_and_the_rest_is_read(bomb, fast):
 BAD_SPARSE = {
     "negative offset": tars.old_gnu_sparse("s.bin", [(-1, 1)], b"x", 10),
     "negative length": tars.old_gnu_sparse("s.bin", [(0, -1)], b"x", 10),
+    "negative length that adds up": tars.old_gnu_sparse("s.bin", [(0, 3), (5, -1)], b"xx", 10),
     "negative real size": tars.old_gnu_sparse("s.bin", [], b"", -5),
     "out of order": tars.old_gnu_sparse("s.bin", [(5, 1), (0, 1)], b"xx", 10),
     "overlap": tars.old_gnu_sparse("s.bin", [(0, 2), (1, 1)], b"xxx", 10),

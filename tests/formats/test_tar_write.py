@@ -183,6 +183,12 @@ def test_sizes_beyond_ustar_stand_in_a_pax_record(name, size, blocks):
             assert block == tars.resum(block)
 
 
+def test_a_pax_path_that_is_no_utf8_says_so_as_posix_wants():
+    [entry, other] = entries(written([{"__key__": "\udcff" * 300, "t": b""}, {"__key__": "ü" * 200, "t": b""}]))
+    assert entry.pax_headers["hdrcharset"] == "BINARY"
+    assert "hdrcharset" not in other.pax_headers
+
+
 def test_fields_are_sorted_by_their_bytes_whatever_their_order_in_the_record():
     fields = ["txt", "b", "a.b", "A", "é", "\udcff", "key", "0", "a", "zz"]
     record = {field: field.encode("utf-8", "surrogateescape") for field in fields}

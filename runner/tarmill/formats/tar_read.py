@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
+from struct import Struct
 
 from isal.isal_zlib import adler32
 
@@ -26,7 +27,11 @@ Place = tuple[int, int, str]
 _NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
 _NAMES_OF_OURS = ("__key__", "__url__", "key")
+_PARTS = Struct("148s8s356s")
+"""A header block: what stands before the checksum, the checksum, the rest from the type flag on."""
+_NOTHING = (b"", b"", b"")
 _MAX_CACHED = 4096
+_MAX_TAILS = 64
 
 
 def iter_samples(
@@ -138,6 +143,11 @@ class _Sizes(dict[bytes, int]):
         return size
 
 
+# What one shard teaches serves the next: plain values, so that threads may share them.
+_known_tails: dict[bytes, tuple[_Tail, _Expected]] = {}
+_known_sizes: dict[int, _Sizes] = {}
+
+
 class _SampleReader:
     """State of one pass over a shard: `run` is the hot loop, the other methods are what it does seldom."""
 
@@ -152,7 +162,7 @@ class _SampleReader:
         self.split = key_function(options.key_function)
         self.policy = OnError(options.on_error)
         self.fast = options.fast and options.key_function == "base_plus_ext"
-        self.tails: dict[bytes, tuple[_Tail, _Expected]] = {}
+        self.tails = _known_tails if self.fast else {}
         self.wanted: dict[bytes, str] = {}
         """What stands behind the key's dot in a name field, NUL padding included -> the field, where it is loaded."""
         self.unwanted: dict[bytes, str] = {}
@@ -174,10 +184,11 @@ class _SampleReader:
     def run(self) -> Iterator[Record]:
         """Yield the samples; counts are in the tally when the loop leaves, however it leaves."""
         tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
-        buffer, view = window.buffer, window.view
+        buffer, parts_of = window.buffer, _PARTS.unpack_from
         gaps, tails, wanted, unwanted, seen = self.gaps, self.tails, self.wanted, self.unwanted, self.seen
         passed = self.passed
-        size_of = _Sizes(min(self.options.max_member_bytes, window.size // 2))
+        limit = min(self.options.max_member_bytes, window.size // 2)
+        size_of = _known_sizes.setdefault(limit, _Sizes(limit))
         tail, expected = b"-", _Expected(b"")
         stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
         record: Record | None = None
@@ -191,9 +202,7 @@ class _SampleReader:
                     window.pos = pos
                     window.ensure(BLOCK)
                     pos, have = window.pos, window.have
-                    mark = buffer[pos + 156 : pos + BLOCK] if have - pos >= BLOCK else b""
-                else:
-                    mark = buffer[pos + 156 : pos + BLOCK]
+                front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else _NOTHING
                 if mark != tail and mark:
                     kind, sums = tails.get(mark) or self._learn(buffer[pos : pos + BLOCK])
                     if kind is _Tail.FILE:
@@ -202,25 +211,21 @@ class _SampleReader:
                         pos += 2 * BLOCK
                         continue
                 try:
-                    if (
-                        mark == tail
-                        and adler32(view[pos : pos + 148]) & 0xFFFF == expected[buffer[pos + 148 : pos + 156]]
-                    ):
-                        size = size_of[buffer[pos + 124 : pos + 136]]
+                    if mark == tail and adler32(front) & 0xFFFF == expected[checksum]:
+                        size = size_of[front[124:136]]
                         after = (pos + 1023 + size) & ~511
-                        if buffer[pos : pos + stem_length] == stem:
+                        if front[:stem_length] == stem:
                             fresh = False
-                            name = buffer[pos + stem_length : pos + 100]
+                            name = front[stem_length:100]
                         else:
                             fresh = True
-                            name = buffer[pos : pos + 100]
-                            slash = name.rfind(b"/") + 1
-                            dot = name.find(b".", slash)
-                            new_key = name[:dot].decode()
+                            slash = front.rfind(b"/", 0, 100) + 1
+                            dot = front.find(b".", slash, 100)
+                            new_key = front[:dot].decode()
                             if dot <= slash or new_key[:2] == "__" or "\0" in new_key:
                                 raise ValueError("for the key function to decide")
-                            new_stem = name[: dot + 1]
-                            name = name[dot + 1 :]
+                            new_stem = front[: dot + 1]
+                            name = front[dot + 1 : 100]
                             if odd:
                                 self.at = window.base + pos + BLOCK
                         field = wanted.get(name)
@@ -270,7 +275,7 @@ class _SampleReader:
                             return
                         block_name = b""
                     if self.members.global_pax:
-                        tails.clear()
+                        tails = self.tails = {}
                         tail = b"-"
                     pair = self._split(member)
                     if pair is None:
@@ -344,9 +349,11 @@ class _SampleReader:
                 kind = _Tail.PAX
             elif header.kind == "file" and header.name == block[:100].partition(b"\0")[0]:
                 kind = _Tail.FILE
-        if len(self.tails) > _MAX_CACHED:
-            self.tails.clear()
-        self.tails[tail] = known = (kind, _Expected(tail))
+        known = kind, _Expected(tail)
+        if kind is not _Tail.OTHER:  # what these stand for is the same in every shard
+            if len(self.tails) > _MAX_TAILS:
+                self.tails.clear()
+            self.tails[tail] = known
         return known
 
     def _is_trivial_pax(self, pos: int, expected: _Expected) -> bool:
