@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run a batch; the exit code is 1 when a required ratio is missed (with --check), 2 when it cannot be trusted."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the web server and the scratch folder go too
     rounds = options.rounds or (3 if options.check else 5)
     http = not options.no_http
     if http and find_nginx() is None:

@@ -47,7 +47,7 @@ PLANS = {
     "text": Plan("text", 8_000, 1, 16),
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
-LINKS = {"gz": 6, "long": 150}
+LINKS = {"gz": 10, "long": 150}
 """Of variants. Compression makes a sample dear: fewer are enough. Reading a small field of large samples costs next to
 nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured."""
 

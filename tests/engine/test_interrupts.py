@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from support.enginetasks import started, starts
 from support.waiting import wait_for
 
 from tarmill.engine.interrupts import interruptible
+from tarmill.engine.serial import serial_engine
 from tarmill.errors import Interrupted
 
 
@@ -75,3 +77,23 @@ def test_in_another_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@dataclass(frozen=True)
+class _Task:
+    index: int
+    label: str = "shard"
+
+
+def _swallow(task: _Task) -> int:
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+    except BaseException:  # what a bare `except:` in a user's script does
+        return task.index
+    raise AssertionError("the signal did not come")
+
+
+def test_a_stop_that_a_script_swallows_is_raised_between_tasks() -> None:
+    with interruptible(), serial_engine() as engine, pytest.raises(Interrupted):
+        list(engine.run(_swallow, [_Task(0), _Task(1)]))

@@ -12,6 +12,13 @@ from types import FrameType
 from tarmill.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_asked = 0
+
+
+def raise_if_asked() -> None:
+    """Raise the Interrupted that a bare `except:` of a user's script has swallowed; called between tasks."""
+    if _asked:
+        raise Interrupted(_asked)
 
 
 @contextmanager
@@ -25,18 +32,20 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
+    global _asked
+    _asked = 0
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        global _asked
+        if _asked:
             os._exit(128 + number)
-        asked = True
+        _asked = number
         raise Interrupted(number)
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:
         yield
     finally:
+        _asked = 0
         for number, handler in before.items():
             signal.signal(number, handler)

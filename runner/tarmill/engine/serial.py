@@ -9,6 +9,7 @@ from typing import Self
 
 from tarmill.engine import meter
 from tarmill.engine.base import Outcome, Progress, ProgressCallback, R, T, as_tarmill_error, checked_tasks
+from tarmill.engine.interrupts import raise_if_asked
 from tarmill.errors import Interrupted, TarmillError
 
 
@@ -37,6 +38,7 @@ class SerialEngine:
         try:
             for task in checked_tasks(function, tasks).values():
                 outcome, last = _attempt(function, task)
+                raise_if_asked()
                 if outcome.error is None:
                     tell(last)
                 yield outcome

@@ -166,7 +166,7 @@ class TarSink:
         """
         shape = tuple(record)
         has_alias, plan = self._plans.get(shape) or self._plan(shape)
-        if has_alias and record["key"].__class__ is not str:
+        if has_alias and not isinstance(record["key"], str):
             plan = _plan_fields(shape)
         if key is None:
             key = record["__key__"]

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tarmill import storage
@@ -19,10 +19,10 @@ from tarmill.errors import Interrupted, JobFailed, SpecError, StorageError
 from tarmill.formats.compression import compress
 from tarmill.formats.rows import row_encoder
 from tarmill.formats.shards import ShardPattern
-from tarmill.jobs.drive import choose_engine, probe_workers, run_tasks, settings_of
+from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
 from tarmill.jobs.extract_shard import EncodedRows, Request, extract_shard, row_codec
-from tarmill.jobs.inputs import find_shards
+from tarmill.jobs.inputs import find_shards, refuse_inputs
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import refuse_existing
 from tarmill.jobs.report import Failure, Report
@@ -55,7 +55,15 @@ class ExtractPlan:
         """Give a task for each shard."""
         outputs = self.parts or [""] * len(self.shards)
         return [
-            ExtractTask(index, shard, self.spec, self.job, output, spool, settings)
+            ExtractTask(
+                index,
+                replace(shard, url=from_anywhere(shard.url)),
+                self.spec,
+                self.job,
+                from_anywhere(output),
+                from_anywhere(spool),
+                settings,
+            )
             for index, (shard, output) in enumerate(zip(self.shards, outputs, strict=True))
         ]
 
@@ -88,12 +96,7 @@ def plan(spec: ExtractSpec) -> ExtractPlan:
     row_codec(outputs[0])
     if spec.format == "parquet" and row_codec(outputs[0]) != "none":
         spec.refuse("output", "Parquet is compressed inside: leave the second extension away")
-    if clash := {shard.url for shard in shards} & set(outputs) - {"-"}:
-        raise SpecError(
-            f"{storage.mask(min(clash))} is both input and output; expected another name for the output",
-            field="output",
-            value=storage.mask(spec.output),
-        )
+    refuse_inputs(shards, outputs, spec.output)
     job = job_id(_KIND, spec, shards, [storage.mask(url) for url in outputs])
     if outputs != ["-"] and spec.exists == "fail":
         refuse_existing(outputs, job)

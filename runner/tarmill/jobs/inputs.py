@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from functools import lru_cache
 
 from tarmill import storage
-from tarmill.errors import NotFoundError, StorageError
+from tarmill.errors import NotFoundError, SpecError, StorageError
 from tarmill.formats.shards import ShardPattern
 from tarmill.planning.tasks import Shard
+from tarmill.storage.urls import local_path
 
 MANIFEST_SUFFIX = ".manifest.json"
 
@@ -66,3 +70,36 @@ def known_hashes(pattern: ShardPattern) -> dict[str, tuple[int, str]]:
         return {shard["name"]: (shard["size_bytes"], shard["content_hash"]) for shard in manifest["shards"]}
     except (StorageError, ValueError, KeyError, TypeError):
         return {}  # most data sets have none; a damaged one proves nothing
+
+
+def refuse_inputs(shards: Iterable[Shard], outputs: Iterable[str], output: str) -> None:
+    """Refuse to write over an input, under whatever spelling.
+
+    Args:
+        shards: the inputs.
+        outputs: URLs.
+        output: what the outputs were called in the spec.
+
+    Raises:
+        SpecError: names the one that is both.
+    """
+    inputs = {_place(shard.url) for shard in shards}
+    if clash := [url for url in outputs if url != "-" and _place(url) in inputs]:
+        raise SpecError(
+            f"{storage.mask(clash[0])} is both input and output; expected other names for the outputs",
+            field="output",
+            value=storage.mask(output),
+        )
+
+
+def _place(url: str) -> str:
+    """Name what a URL stands for, so that two spellings of one file are equal."""
+    if storage.scheme_of(url) != "file":
+        return url
+    folder, name = os.path.split(local_path(url))
+    return os.path.join(_real_folder(folder), name)
+
+
+@lru_cache(1024)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
@@ -20,7 +18,7 @@ from tarmill.formats.digest import to_hex
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
-from tarmill.jobs.inputs import find_shards, manifest_url, name_in
+from tarmill.jobs.inputs import find_shards, manifest_url, name_in, refuse_inputs
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import (
     JobFolder,
@@ -37,7 +35,6 @@ from tarmill.jobs.script import Script, load
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import MapTask, Shard, ShardDone
 from tarmill.spec import MapSpec, RunOptions
-from tarmill.storage.urls import local_path
 
 _KIND = "ShardMap"
 
@@ -91,13 +88,7 @@ def plan(spec: MapSpec) -> MapPlan:
     job = job_id(_KIND, spec, shards, labels)
     if outputs == ["-"]:
         return MapPlan(spec, shards, outputs, job, None, "")
-    inputs = {_place(shard.url) for shard in shards}
-    if clash := [url for url in outputs if _place(url) in inputs]:
-        raise SpecError(
-            f"{storage.mask(clash[0])} is both input and output; expected other names for the outputs",
-            field="output",
-            value=storage.mask(spec.output),
-        )
+    refuse_inputs(shards, outputs, spec.output)
     folder = JobFolder(out_pattern.folder, job)
     found = MapPlan(spec, shards, outputs, job, folder, manifest_url(out_pattern))
     if spec.exists == "overwrite":
@@ -140,19 +131,6 @@ def _name_outputs(pattern: ShardPattern, count: int, spec: MapSpec) -> list[str]
             value=storage.mask(spec.output),
         )
     return outputs
-
-
-def _place(url: str) -> str:
-    """Name what a URL stands for, so that two spellings of one file are equal."""
-    if storage.scheme_of(url) != "file":
-        return url
-    folder, name = os.path.split(local_path(url))
-    return os.path.join(_real_folder(folder), name)
-
-
-@lru_cache(1024)
-def _real_folder(path: str) -> str:
-    return os.path.realpath(path)
 
 
 def run(spec: MapSpec, options: RunOptions | None = None, listener: Listener | None = None) -> Report:
