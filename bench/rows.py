@@ -200,7 +200,8 @@ def _rows(http: bool) -> Iterable[Row]:
         yield Row(name, "map", "webdataset, default mtime", default, copies_samples, full_only=True)
         yield Row(name, "map", "htmapper", htmapper("-j", "1"), copies_samples)
         if name != "tiny":
-            yield Row(name, "map", "htmapper -j 2", htmapper("-j", "2"), copies_samples)
+            yield Row(f"{name}.wide", "map", "htmapper", htmapper("-j", "1"), copies_samples)
+            yield Row(f"{name}.wide", "map", "htmapper -j 2", htmapper("-j", "2"), copies_samples)
             many = "images.long" if name == "images" else name
             yield Row(many, "extract", "webdataset", webdataset_extract, extracts_rows, stdout_to_file=True)
             yield Row(many, "extract", "htextract", htextract, extracts_rows, stdout_to_file=True)

@@ -191,7 +191,7 @@ def as_json(batch: Batch, verdicts: list[Verdict], options: argparse.Namespace) 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only the rows that bars need; exit 1 when one is missed")
+    parser.add_argument("--check", action="store_true", help="only what bars need; exit 1 below a floor")
     parser.add_argument("--rounds", type=int, help="rounds (5, with --check 3)")
     parser.add_argument("--scale", type=float, default=1.0, help="1.0 is about 100 MB of data on disk")
     parser.add_argument("--only", help="only rows whose name contains this")
@@ -202,7 +202,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run a batch; the exit code is 1 when a required ratio is missed (with --check), 2 when it cannot be trusted."""
+    """Run a batch; the exit code is 1 when a ratio is below its floor (with --check), 2 when it cannot be trusted."""
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the web server and the scratch folder go too
     rounds = options.rounds or (3 if options.check else 5)
@@ -232,10 +232,10 @@ def main() -> int:
                 # Long runs wander less: two of them are enough for the quick batch.
                 batch.round(spare_slow=options.check and 0 < number < rounds - 1)
             verdicts = judge(batch.results, batch.parallel)
-            if missed := [verdict for verdict in verdicts if not verdict.passed]:
-                print(f"{len(missed)} bars were missed: two more rounds of their rows", file=sys.stderr, flush=True)
+            if failed := [verdict for verdict in verdicts if not verdict.holds]:
+                print(f"{len(failed)} bars failed: two more rounds of their rows", file=sys.stderr, flush=True)
                 for _ in range(2):
-                    batch.round(rows_of(missed))
+                    batch.round(rows_of(failed))
                 verdicts = judge(batch.results, batch.parallel)
         except BenchError as error:
             print(f"bench: {error}", file=sys.stderr)
@@ -245,10 +245,12 @@ def main() -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(told, indent=1) + "\n")
     print(report.as_text(told))
-    names = [verdict.bar.name for verdict in verdicts if not verdict.passed]
-    if names:
+    if names := [verdict.bar.name for verdict in verdicts if not verdict.passed]:
         print(f"\nmissed: {'; '.join(names)}")
-    return 1 if names and options.check else 0
+    failed = [verdict.bar.name for verdict in verdicts if not verdict.holds]
+    if failed:
+        print(f"below the floor: {'; '.join(failed)}")
+    return 1 if failed and options.check else 0
 
 
 if __name__ == "__main__":

@@ -47,9 +47,10 @@ PLANS = {
     "text": Plan("text", 8_000, 1, 16),
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
-LINKS = {"gz": 10, "long": 150}
+LINKS = {"gz": 10, "long": 150, "wide": 60}
 """Of variants. Compression makes a sample dear: fewer are enough. Reading a small field of large samples costs next to
-nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured."""
+nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured. Two processes against
+one is a question of throughput: those lists are long enough for the processes' start not to decide it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def make(name: str, scale: float, folder: Path) -> tuple[View, View, View]:
     """Make a set, or find it made before, and return it in three lengths: base, view, and one single sample.
 
     Args:
-        name: a plan's; with ".gz" compressed, with ".long" a list that names its shards more often.
+        name: a plan's; with ".gz" compressed, with ".long" or ".wide" a list that names its shards more often.
         scale: multiplies the number of samples on disk.
         folder: where the sets are kept; the set's own folder is named by everything that decides its bytes.
     """
