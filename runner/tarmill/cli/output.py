@@ -176,30 +176,26 @@ def report_lines(report: Report) -> Iterator[str]:
     counts = report.counts
     resumed = f", {report.shards_resumed} of them by an earlier run" if report.shards_resumed else ""
     failed = sum(1 for item in report.failures if item.index >= 0)
-    yield (
-        f"{'shards':<12}{report.shards_done:>12,} of {report.shards_total:,} done{resumed}"
-        + (f", {failed} failed" if failed else "")
-    )
-    rows: list[tuple[str, int]] = [("read", counts.read)]
-    if counts.added:
-        rows.append(("+ added", counts.added))
-    rows += [(f"- {reason}", -count) for reason, count in sorted(counts.dropped.items())]
-    for name, value in rows:
-        yield f"{name:<22}{value:>12,} samples" if len(name) > 12 else f"{name:<12}{value:>12,} samples"
-    yield f"{'= written':<12}{counts.written:>12,} samples" + ("" if not counts.missing else "  DOES NOT BALANCE")
-    for label, some in (
-        ("kept", counts.kept_damaged),
-        ("unread rest", counts.unread),
-        ("members", counts.skipped_members),
-    ):
-        for reason, count in sorted(some.items()):
-            yield f"{label:<12}{count:>12,} {reason}"
-    if counts.duplicate_keys:
-        yield f"{'keys':<12}{counts.duplicate_keys:>12,} duplicate"
-    rate = f"{counts.read / report.wall_s:,.0f} samples/s" if report.wall_s > 0 else ""
-    yield f"{'bytes':<12}{counts.read_bytes:>12,} read, {counts.written_bytes:,} written, {report.wall_s:.1f} s, {rate}"
+    shards = f"of {report.shards_total:,} done{resumed}" + (f", {failed} failed" if failed else "")
+    rate = f", {counts.read / report.wall_s:,.0f} samples/s" if report.wall_s > 0 else ""
+    work = f"read, {counts.written_bytes:,} written, {report.wall_s:.1f} s{rate}"
+    rows = [
+        ("shards", report.shards_done, shards),
+        ("read", counts.read, "samples"),
+        *([("+ added", counts.added, "samples")] if counts.added else []),
+        *((f"- {reason}", -count, "samples") for reason, count in sorted(counts.dropped.items())),
+        ("= written", counts.written, "samples" if not counts.missing else "samples  DOES NOT BALANCE"),
+        *(("kept", count, reason) for reason, count in sorted(counts.kept_damaged.items())),
+        *(("unread rest", count, reason) for reason, count in sorted(counts.unread.items())),
+        *(("members", count, reason) for reason, count in sorted(counts.skipped_members.items())),
+        *([("keys", counts.duplicate_keys, "duplicate")] if counts.duplicate_keys else []),
+        ("bytes", counts.read_bytes, work),
+    ]
+    width = max(12, *(len(label) + 2 for label, _, _ in rows))
+    for label, number, text in rows:
+        yield f"{label:<{width}}{number:>12,} {text}"
     if report.manifest and report.succeeded:
-        yield f"manifest    {report.manifest}"
+        yield f"{'manifest':<{width}}{report.manifest}"
 
 
 @contextmanager
