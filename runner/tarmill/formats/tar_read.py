@@ -257,6 +257,8 @@ class _SampleReader:
                                 body = size if gaps is None else (window.base + pos + BLOCK, size, "file")
                             if after <= have:
                                 pos = after
+                            elif window.jump(after):
+                                pos = have = 0
                             else:
                                 window.pos = pos + BLOCK
                                 self.members.skip_data(Member(name, "file", size, size, window.base + pos))
