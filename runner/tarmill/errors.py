@@ -72,12 +72,10 @@ class ShardPatternError(UsageError):
 class FormatError(TarmillError):
     """Bytes that break the rules of the format (facts: shard, member, offset, reason).
 
-    `reason` is a short constant such as "truncated"; reports count by it. `fatal` tells whether the rest of the shard
-    can still be read: a damaged header ends the chain of members, a doubled field does not.
+    `reason` is a short constant such as "truncated"; reports count by it.
     """
 
     reason: str = "bad-format"
-    fatal: ClassVar[bool] = True
 
 
 class TruncatedError(FormatError):
@@ -102,14 +100,12 @@ class SampleError(FormatError):
     """Members that do not form a proper sample; the rest of the shard can be read (facts: key too)."""
 
     reason = "bad-sample"
-    fatal = False
 
 
 class LimitError(FormatError):
     """Something is larger than a limit that protects memory (facts: limit_bytes, size_bytes)."""
 
     reason = "too-large"
-    fatal = False
 
 
 class StorageError(TarmillError):

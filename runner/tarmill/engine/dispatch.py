@@ -94,10 +94,6 @@ class Dispatcher:
         """How many workers died while they ran this task and nothing else."""
         return self._deaths_alone.get(index, 0)
 
-    def is_current(self, index: int, attempt: int) -> bool:
-        """Whether this attempt still counts; one whose worker was given up does not, even if it talks again."""
-        return any(index in worker.runs and worker.runs[index].attempt == attempt for worker in self._workers.values())
-
     def join(self, worker: str, slots: int) -> None:
         """A worker is there and can run `slots` tasks at a time; a name that is known already is left as it is."""
         if worker not in self._workers and slots > 0:

@@ -36,7 +36,6 @@ from tarmill.errors import SpecError
 KeyFunction = Callable[[str], tuple[str, str] | None]
 """Name of a member -> (key, field), or None when it belongs to no sample."""
 
-DEFAULT_KEY_FUNCTION = "base_plus_ext"
 _is_reserved = re.compile(r"__[^/]*__(?:$|/)").match
 
 

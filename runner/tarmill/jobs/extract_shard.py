@@ -193,7 +193,6 @@ class _ShardExtract:
         self._spec = spec
         self._request = request
         self._meter = meter
-        self._aggregate = aggregate
         self._take: Callable[[Sequence[Any]], None] = (
             aggregate.update if aggregate is not None else rows.add if rows is not None else _nowhere
         )
