@@ -276,6 +276,180 @@ class ExtractSpec(ReadSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReorderSpec(ReadSpec):
+    """What shuffle and sort share: all samples of the inputs in another order, cut into new shards."""
+
+    output: str = option(
+        help="Output shards: `out-@0100.tar` for just 100, or `out-@.tar` for as many as the cut gives.",
+        argument=True,
+        metavar="OUT",
+    )
+    key_function: str = option(
+        "base_plus_ext",
+        identity=True,
+        flags=("--key-function",),
+        metavar="NAME|REGEX",
+        help="How a member's name splits into key and field: base_plus_ext, dir_plus_file, last_dir, or a regex with "
+        "two groups.",
+    )
+    samples_per_shard: int = option(
+        0, identity=True, metavar="N", help="Cut after exactly N samples; the last shard may hold fewer."
+    )
+    shard_size: int = option(
+        0,
+        identity=True,
+        unit="bytes",
+        metavar="SIZE",
+        help="Cut so that no shard is larger (uncompressed) than SIZE, unless a single sample is.",
+    )
+    num_shards: int = option(
+        0,
+        identity=True,
+        metavar="N",
+        help="Cut into N shards that differ by one sample at most; as many as there are inputs when nothing is said.",
+    )
+    empty_shards: bool = option(
+        False, identity=True, help="With more shards than samples: write empty ones, instead of an error."
+    )
+    same_key: str = option(
+        "rename",
+        identity=True,
+        choices=("rename", "fail"),
+        help="Two samples with one key that come to stand side by side, where no reader could tell them apart: give "
+        "the second another key, or fail.",
+    )
+    level: int = option(
+        -1, identity=True, metavar="N", help="Compression level of the output; the codec's own default when negative."
+    )
+    exists: str = option(
+        "resume",
+        choices=("fail", "resume", "overwrite"),
+        help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
+    )
+    salt: str = option("", identity=True, metavar="TEXT", help="Make it another job.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("samples_per_shard", "shard_size", "num_shards") if getattr(self, name)]
+        for name in given:
+            if getattr(self, name) < 0:
+                self.refuse(name, "expected a number above 0")
+        if len(given) > 1:
+            self.refuse(given[1], f"--{given[0].replace('_', '-')} decides about the cuts already; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffleSpec(ReorderSpec):
+    """A global random permutation of all samples, into new shards."""
+
+    seed: str = option(
+        "",
+        identity=True,
+        metavar="N|random",
+        help="Seed of the permutation: a number, or `random` to draw one; derived from inputs and options by default.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed not in ("", "random") and not (self.seed.isascii() and self.seed.isdigit()):
+            self.refuse("seed", "expected a whole number from 0, or 'random'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SortSpec(ReorderSpec):
+    """All samples in the order of keys, perhaps reduced key by key, into new shards."""
+
+    keys: tuple[str, ...] = option(
+        (),
+        flags=("-k", "--key"),
+        identity=True,
+        metavar="KEY",
+        help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, the first counts "
+        "most; `__key__` by default.",
+    )
+    missing: str = option(
+        "error",
+        identity=True,
+        choices=("first", "last", "error", "drop"),
+        help="Samples whose key is missing or cannot be read: before or behind all others, an error, or left out.",
+    )
+    group_by: tuple[str, ...] = option(
+        (),
+        flags=("--group-by",),
+        identity=True,
+        metavar="KEY",
+        help="Reduce samples that agree in this key; -k then orders the samples of each group. By default -k itself.",
+    )
+    reduce: str = option(
+        "",
+        identity=True,
+        choices=("", "first", "last", "count", "dedup", "merge", "concat"),
+        help="Reduce samples of equal key: first, last, count, dedup, merge or concat.",
+    )
+    join: str = option(
+        "outer",
+        identity=True,
+        choices=("inner", "outer", "left"),
+        help="With --reduce merge: which keys to keep: those in all inputs, in any, or in the first.",
+    )
+    same_field: str = option(
+        "error",
+        identity=True,
+        choices=("error", "first", "last", "rename"),
+        help="With --reduce merge: a field that two samples of a key have.",
+    )
+    dedup_by: str = option(
+        "key",
+        identity=True,
+        choices=("key", "content"),
+        help="With --reduce dedup: keep one sample of each key, or one of each content.",
+    )
+    reduce_script: str = option(
+        "",
+        flags=("-r", "--reduce-script"),
+        identity=True,
+        metavar="FILE",
+        help="Python file that defines reduce_samples(key, samples) -> sample, several, or None.",
+    )
+    reduce_script_name: str = option("reduce_samples.py", hidden=True, help="What tracebacks call the reduce script.")
+    script: str = option(
+        "",
+        flags=("-p", "--script"),
+        identity=True,
+        metavar="FILE",
+        help="Python file that defines sort_key(record), for `-k script`.",
+    )
+    script_name: str = option("sort_key.py", hidden=True, help="What tracebacks call the script.")
+    params: dict[str, str] = option(
+        {}, flags=("--param",), identity=True, metavar="K=V", help="A parameter for the scripts' setup(params)."
+    )
+    combine: bool = option(
+        False,
+        identity=True,
+        help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice.",
+    )
+    exact: bool = option(
+        False,
+        identity=True,
+        help="With a reduce: cut by what comes out of it, which writes everything once more; else by what goes in.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduce and self.reduce_script:
+            self.refuse("reduce", "-r names a script for that already; give one of them")
+        if not self.reduces:
+            for name in ("group_by", "combine", "exact"):
+                if getattr(self, name):
+                    self.refuse(name, "it needs --reduce or -r")
+
+    @property
+    def reduces(self) -> bool:
+        """Whether samples of equal key are reduced."""
+        return bool(self.reduce or self.reduce_script)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(Spec):
     """Where and how a job runs; nothing here changes the bytes that come out."""
 
@@ -310,6 +484,29 @@ class RunOptions(Spec):
             self.refuse("task_timeout", "expected a duration such as 5m, or 0 for never")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReorderOptions(RunOptions):
+    """How a shuffle or sort uses memory and disk; nothing here changes the bytes that come out either."""
+
+    plan: str = option(
+        "auto",
+        choices=("auto", "local", "memory", "external"),
+        help="Copy straight from local inputs, from memory, or in two passes over scratch files; chosen by sizes.",
+    )
+    memory: int = option(
+        0, unit="bytes", metavar="SIZE", help="Memory to use, all processes together; half of what is free by default."
+    )
+    scratch: int = option(
+        0, unit="bytes", metavar="SIZE", help="Scratch space to use at most; all that is free by default."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("memory", "scratch"):
+            if getattr(self, name) < 0:
+                self.refuse(name, "expected a size such as 4GB, or 0 for what is free")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One row of KINDS: a resource kind, its commands and its spec."""
@@ -323,6 +520,8 @@ class Kind:
 KINDS = (
     Kind("ShardMap", "htmapper", "map", MapSpec),
     Kind("ShardExtract", "htextract", "extract", ExtractSpec),
+    Kind("ShardShuffle", "htshuffle", "shuffle", ShuffleSpec),
+    Kind("ShardSort", "htsort", "sort", SortSpec),
 )
 
 

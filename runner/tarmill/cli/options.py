@@ -91,6 +91,8 @@ def _parameter(field: dataclasses.Field[Any], known: Option, hint: Any) -> Calla
 
 
 def _show_bytes(size: int) -> str:
+    if not size:
+        return "0"
     return f"{size >> 30}GiB" if size % (1 << 30) == 0 else f"{size}"
 
 
