@@ -351,8 +351,9 @@ class ShuffleSpec(ReorderSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed not in ("", "random") and not (self.seed.isascii() and self.seed.isdigit()):
-            self.refuse("seed", "expected a whole number from 0, or 'random'")
+        number = self.seed.isascii() and self.seed.isdigit()
+        if self.seed not in ("", "random") and not (number and int(self.seed) < 1 << 64):
+            self.refuse("seed", "expected a whole number from 0 to 2^64 - 1, or 'random'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,8 +365,8 @@ class SortSpec(ReorderSpec):
         flags=("-k", "--key"),
         identity=True,
         metavar="KEY",
-        help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, the first counts "
-        "most; `__key__` by default.",
+        help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, the first "
+        "counts most; `__key__` by default.",
     )
     missing: str = option(
         "error",

@@ -14,6 +14,8 @@ _COMMANDS = {
     "extract": ("tarmill.cli.htextract", "Fields or keys as rows, counts and statistics (htextract)."),
     "cat": ("tarmill.cli.cat", "Join, convert or check shards, sample by sample."),
     "index": ("tarmill.cli.index", "Count and digest shards; write wids, energon, DALI and other index files."),
+    "verify": ("tarmill.cli.verify", "Check a data set against its manifest, or against what it was made of."),
+    "clean": ("tarmill.cli.clean", "Remove what a job left: its state, scratch and temp files."),
     "try": ("tarmill.cli.try_script", "Show what a script makes of the first samples."),
     "run": ("tarmill.cli.run", "Run a job from a spec file."),
 }

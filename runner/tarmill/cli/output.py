@@ -64,6 +64,18 @@ class Console(Listener):
             if sys.stderr.isatty() and self._shards > self._shards_done:
                 self._open_bar()
 
+    def stage(self, name: str, tasks: int, total_bytes: int | None) -> None:
+        """Begin to count anew for the next pass of a job."""
+        self._title, self._started = name, time.monotonic()
+        self._shards, self._shards_done, self._bytes_total = tasks, 0, total_bytes
+        self._samples_done = self._bytes_done = 0
+        self._running.clear()
+        if self._json:
+            self._emit("stage", name=name, tasks=tasks)
+        elif not self._quiet and not self._dry and sys.stderr.isatty():
+            self.close()
+            self._open_bar()
+
     def progress(self, progress: Progress) -> None:
         """Take note of a running task, and show it when it is time."""
         if progress.done:
@@ -184,11 +196,12 @@ def report_lines(report: Report) -> Iterator[str]:
         ("read", counts.read, "samples"),
         *([("+ added", counts.added, "samples")] if counts.added else []),
         *((f"- {reason}", -count, "samples") for reason, count in sorted(counts.dropped.items())),
-        ("= written", counts.written, "samples" if not counts.missing else "samples  DOES NOT BALANCE"),
+        ("= written", counts.written, _balance(report)),
         *(("kept", count, reason) for reason, count in sorted(counts.kept_damaged.items())),
         *(("unread rest", count, reason) for reason, count in sorted(counts.unread.items())),
         *(("members", count, reason) for reason, count in sorted(counts.skipped_members.items())),
         *([("keys", counts.duplicate_keys, "duplicate")] if counts.duplicate_keys else []),
+        *([("keys", counts.renamed, "renamed, since the sample before had the same")] if counts.renamed else []),
         ("bytes", counts.read_bytes, work),
     ]
     width = max(12, *(len(label) + 2 for label, _, _ in rows))
@@ -196,6 +209,13 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"{label:<{width}}{number:>12,} {text}"
     if report.manifest and report.succeeded:
         yield f"{'manifest':<{width}}{report.manifest}"
+
+
+def _balance(report: Report) -> str:
+    if not report.counts.missing:
+        return "samples"
+    unfinished = report.interrupted or report.failures or report.shards_done < report.shards_total
+    return "samples so far" if unfinished else "samples  DOES NOT BALANCE"
 
 
 @contextmanager

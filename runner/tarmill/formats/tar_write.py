@@ -226,6 +226,11 @@ class TarSink:
         if self._waiting > _JOIN_BYTES:
             self._flush()
 
+    def drain(self) -> None:
+        """Hand over what waits, so that something else can be written behind it."""
+        if self._pieces:
+            self._flush()
+
     def finish(self) -> None:
         """Write what waits and the two zero blocks that end an archive."""
         self._pieces.append(END_OF_ARCHIVE)

@@ -17,6 +17,9 @@ class Listener:
     def plan(self, report: Report, total_bytes: int | None, lines: Sequence[str]) -> None:
         """The plan is made; `lines` tell it to people."""
 
+    def stage(self, name: str, tasks: int, total_bytes: int | None) -> None:
+        """A job of several passes begins one: how many tasks it has, and how much they read in all."""
+
     def progress(self, progress: Progress) -> None:
         """A running task got on."""
 

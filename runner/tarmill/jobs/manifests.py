@@ -7,7 +7,7 @@ comes last, after every shard was looked at once more: who trusts only the manif
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -132,8 +132,26 @@ def is_of_another_job(url: str, job: str, names: Collection[str]) -> bool:
     return bool(manifest["job"] != job)
 
 
-def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: Sequence[str], counts: Counts) -> None:
+def publish(
+    url: str,
+    kind: str,
+    job: str,
+    done: Sequence[ShardDone],
+    outputs: Sequence[str],
+    counts: Counts,
+    *,
+    digest: str | None = None,
+    members: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Look at every shard once more, then write the data set's manifest.
+
+    Args:
+        url: of the manifest.
+        kind, job, counts: of the job.
+        done, outputs: its shards and their URLs, in order.
+        digest, members: of the whole data set, where the shards' own do not add up to it.
+        facts: what else to record.
 
     Raises:
         ChangedError: an output is no longer what this job wrote.
@@ -153,10 +171,11 @@ def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: S
         "kind": kind,
         "job": job,
         "samples": sum(shard.samples for shard in shards),
-        "members": sum(shard.members for shard in shards),
+        "members": sum(shard.members for shard in shards) if members is None else members,
         "size_bytes": sum(shard.size_bytes for shard in shards),
-        "digest": to_hex(sum(int(shard.digest, 16) for shard in shards)),
+        "digest": to_hex(sum(int(shard.digest, 16) for shard in shards)) if digest is None else digest,
         "counts": counts.to_dict(),
+        **(facts or {}),
         "shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in shards],
     }
     storage.write_bytes(url, _to_json(manifest), owner=job)

@@ -12,7 +12,7 @@ from xxhash import xxh3_128
 from tarmill import storage
 from tarmill.engine.meter import Meter
 from tarmill.errors import ChangedError, FormatError, ScriptError
-from tarmill.formats.compression import codec_for, compress, decompress
+from tarmill.formats.compression import ByteInput, codec_for, compress, decompress
 from tarmill.formats.digest import to_hex
 from tarmill.formats.samples import ReadOptions, Record, Tally
 from tarmill.formats.tar_read import iter_samples
@@ -21,6 +21,8 @@ from tarmill.formats.tar_write import TarSink
 from tarmill.planning.tasks import OutputShard, Shard
 
 _DRAIN_BYTES = 256 << 10
+_JOIN_BELOW = 32 << 10
+"""Pieces of less than this, on average, are joined before they are written."""
 
 
 class _Metered:
@@ -71,6 +73,18 @@ class _Metered:
 
 
 @contextmanager
+def open_contents(shard: Shard, meter: Meter) -> Iterator[tuple[ByteInput, str]]:
+    """Open a shard at its pinned version; its decompressed bytes, and the codec ("none" for a plain tar)."""
+    with storage.open_read(shard.url, version=shard.version) as stream:
+        metered = _Metered(stream, shard, meter)
+        try:
+            yield decompress(metered, shard.label)
+        except FormatError:
+            metered.verify()  # damage on the way is no fault of the shard, and may pass
+            raise
+
+
+@contextmanager
 def open_samples(
     shard: Shard, options: ReadOptions, tally: Tally, meter: Meter, *, verify: bool = True
 ) -> Iterator[Iterator[Record]]:
@@ -110,14 +124,25 @@ class ShardOutput:
         self._stream = storage.open_write(url, owner=owner, content_type="application/x-tar")
         self._packer = compress(_Hashed(self), self._codec, None if level < 0 else level)
         self.sink = TarSink(self._packer.write)
+        self.copied = 0
+        """Samples that were copied as they were."""
 
     def write(self, block: Any) -> None:
         """Take packed bytes: hash them and hand them to the store."""
         self._hash.update(block)
         self._meter.written_bytes += self._stream.write(block)
 
+    def copy(self, samples: int, pieces: list[Any]) -> None:
+        """Append samples as they lie in another shard, headers and all, behind those that went through the sink."""
+        self.sink.drain()
+        write = self._packer.write
+        large = len(pieces) < 2 or sum(map(len, pieces)) > _JOIN_BELOW * len(pieces)
+        for block in pieces if large else [b"".join(pieces)]:
+            write(block)
+        self.copied += samples
+
     def commit(self) -> OutputShard:
-        """End the archive and publish it."""
+        """End the archive and publish it; of a shard with copied samples neither members nor digest are known."""
         self.sink.finish()
         self._packer.finish()
         receipt = self._stream.commit()
@@ -126,9 +151,9 @@ class ShardOutput:
             size_bytes=self._stream.bytes_written,
             version=receipt.version,
             content_hash=self._hash.hexdigest(),
-            samples=self.sink.samples,
-            members=self.sink.members,
-            digest=to_hex(self.sink.digest),
+            samples=self.sink.samples + self.copied,
+            members=0 if self.copied else self.sink.members,
+            digest="" if self.copied else to_hex(self.sink.digest),
         )
 
     def __enter__(self) -> ShardOutput:

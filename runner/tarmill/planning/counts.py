@@ -8,6 +8,12 @@ from typing import Any, Self
 
 from tarmill.formats.samples import Tally
 
+_ON_PURPOSE = frozenset(
+    {"by-script", "by-where", "missing", "after-limit", "missing-key", "unparsable-key", "by-reduce", "not-first"}
+    | {"not-last", "duplicate", "merged", "counted", "not-joined"}
+)
+"""Reasons for leaving a sample out that are no errors: somebody asked for it."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -28,6 +34,8 @@ class Counts:
     skipped_members: Counter[str] = field(default_factory=Counter)
     """Members that belong to no sample, by kind."""
     duplicate_keys: int = 0
+    renamed: int = 0
+    """Samples written under another key, since their neighbour has theirs."""
     read_bytes: int = 0
     written_bytes: int = 0
 
@@ -48,8 +56,8 @@ class Counts:
     @property
     def errors(self) -> int:
         """Samples left out because something was wrong with them, and shards whose rest could not be read."""
-        wanted = ("by-script", "by-where", "missing", "after-limit")
-        return sum(count for reason, count in self.dropped.items() if reason not in wanted) + sum(self.unread.values())
+        bad = sum(count for reason, count in self.dropped.items() if reason not in _ON_PURPOSE)
+        return bad + sum(self.unread.values())
 
     @property
     def missing(self) -> int:

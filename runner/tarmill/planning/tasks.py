@@ -56,8 +56,9 @@ class OutputShard:
     """xxh3_128 of the stored bytes."""
     samples: int
     members: int
+    """0 where nobody counted them: samples were copied as they were."""
     digest: str
-    """Multiset hash of the samples, 32 hex digits."""
+    """Multiset hash of the samples, 32 hex digits; "" where only that of the whole data set is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,10 @@ class ShardDone:
     output: OutputShard | None
     rejected: int = 0
     """How many lines its file of rejected samples has."""
+    proof: str = ""
+    """Of a shuffle or sort: sum of the hashes of the ranges that went in (`tar_scan.Spans.raw_digest`)."""
+    change: str = ""
+    """What the multiset hash changed by, where samples got another key."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-able values."""
@@ -76,6 +81,7 @@ class ShardDone:
         return {
             "index": self.index,
             "rejected": self.rejected,
+            **({"proof": self.proof, "change": self.change} if self.proof else {}),
             "counts": self.counts.to_dict(),
             "output": {name: getattr(output, name) for name in output.__slots__} if output else None,
         }
@@ -84,4 +90,6 @@ class ShardDone:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what `to_dict` gave; KeyError or TypeError for anything else."""
         output = OutputShard(**values["output"]) if values["output"] else None
-        return cls(values["index"], Counts.from_dict(values["counts"]), output, values["rejected"])
+        counts = Counts.from_dict(values["counts"])
+        proof, change = values.get("proof", ""), values.get("change", "")
+        return cls(values["index"], counts, output, values["rejected"], proof, change)

@@ -1,0 +1,52 @@
+"""htsort, `tarmill sort`: all samples in the order of keys, perhaps reduced key by key, into new shards."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from tarmill.cli.htmapper import read_script
+from tarmill.cli.options import spec_options, split_values
+from tarmill.cli.output import finish_job, run_command
+from tarmill.spec import ReorderOptions, SortSpec
+
+EPILOG = """\b
+Examples: by name; best score first; how many samples each class has; captions joined to images.
+  $ htsort 'train-@0040.tar' 'sorted-@.tar'
+  $ htsort 'train-@0040.tar' 'best-@.tar' -k meta.json:score:float:desc
+  $ htsort 'train-@0040.tar' 'classes-@1.tar' -k cls:int --reduce count
+  $ htsort 'images-@100.tar::captions-@20.tar' 'pairs-@100.tar' --reduce merge --join inner
+"""
+
+
+@click.command(
+    "sort", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@spec_options(SortSpec)
+@spec_options(ReorderOptions)
+def command(**values: Any) -> None:
+    """Write all samples of the IN shards, sorted over all of them, into the OUT shards; reduce those of equal key.
+
+    Samples of equal key stay in the order of the input. IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards,
+    'out-@.tar' for as many as the cut gives.
+    """
+    run_command(lambda: _run(values), values["log_format"])
+
+
+def _run(values: dict[str, Any]) -> None:
+    from tarmill.jobs.reorder import run
+
+    options = ReorderOptions(**split_values(ReorderOptions, values))
+    chosen: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("keys", "group_by")}  # commas are theirs
+    for name in ("script", "reduce_script"):
+        if path := values.pop(name):
+            chosen |= {name: read_script(path), f"{name}_name": os.path.basename(path)}
+    spec = SortSpec(**split_values(SortSpec, values), **chosen)
+    finish_job(lambda console: run(spec, options, console), options, "htsort")
+
+
+def main() -> None:
+    """Entry point of the script `htsort`."""
+    command(prog_name="htsort")

@@ -1,0 +1,124 @@
+"""Orders of samples by numpy: fixed-width sort keys, stable argsort, and the packing of arrays into small files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_KEY_WIDTH = 256
+"""Encoded keys are kept up to this many bytes; where longer ones agree so far, the samples are read to compare."""
+_MAGIC = b"tarmill arrays 1\n"
+_ALIGN = 64
+
+Array = NDArray[Any]
+Order = NDArray[np.int64]
+
+
+class KeyColumn:
+    """Collects encoded keys as fixed-width bytes: width + nothing a sample, as soon as some thousands have come.
+
+    Encoded keys are prefix-free (module `sort_keys`), so that the NULs which pad them never decide.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: list[Array] = []
+        self.cut = False
+        """Whether a key was longer than `MAX_KEY_WIDTH`."""
+
+    def extend(self, keys: Sequence[bytes]) -> None:
+        """Take over keys, in order."""
+        if keys:
+            width = max(map(len, keys))
+            self.cut = self.cut or width > MAX_KEY_WIDTH
+            self._chunks.append(np.array(keys, f"S{min(width, MAX_KEY_WIDTH)}"))
+
+    def array(self) -> Array:
+        """Give all keys."""
+        return np.concatenate(self._chunks) if self._chunks else np.empty(0, "S1")
+
+
+def order_of(keys: Array) -> Order:
+    """Give the stable order of fixed-width byte keys, or of numbers: positions, smallest key first.
+
+    Byte keys are compared eight bytes at a time as big-endian integers, from the last to the first, behind what all
+    of them share: several times as fast as comparing strings.
+    """
+    if keys.dtype.kind != "S":
+        return np.argsort(keys, kind="stable")
+    words = _words(keys)
+    if not len(words):
+        return np.arange(len(keys))
+    order = np.argsort(words[-1], kind="stable")
+    for word in words[-2::-1]:
+        order = order[np.argsort(word[order], kind="stable")]
+    return order
+
+
+def _words(keys: Array) -> list[NDArray[np.uint64]]:
+    """Cut keys into columns of eight bytes, leaving out the bytes that are the same in all."""
+    count, width = len(keys), keys.dtype.itemsize
+    if count < 2:
+        return []
+    table = np.ascontiguousarray(keys).view(np.uint8).reshape(count, width)
+    varies = np.flatnonzero((table != table[0]).any(axis=0))
+    if not len(varies):
+        return []
+    first, last = int(varies[0]), int(varies[-1]) + 1
+    words = []
+    for at in range(first, last, 8):
+        word = np.zeros((count, 8), np.uint8)
+        piece = table[:, at : min(at + 8, last)]
+        word[:, : piece.shape[1]] = piece
+        words.append(word.view(">u8").reshape(count).astype(np.uint64))
+    return words
+
+
+def key_bounds(keys: Array, key: bytes | int, side: str) -> int:
+    """Find where a key stands in sorted keys: before its equals (`left`) or behind them (`right`)."""
+    return int(np.searchsorted(keys, np.array(key, keys.dtype if keys.dtype.kind != "S" else None), side))  # type: ignore[call-overload]
+
+
+def runs_of(values: Array) -> NDArray[np.bool_]:
+    """Tell for each place whether a new run of equal values begins there."""
+    fresh = np.ones(len(values), bool)
+    fresh[1:] = values[1:] != values[:-1]
+    return fresh
+
+
+def pack_arrays(meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> list[bytes | memoryview]:
+    """Lay out arrays behind a JSON header, as pieces to write; `unpack_arrays` reads it. No pickle."""
+    table = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
+    header = json.dumps({"meta": meta, "arrays": table}).encode() + b"\n"
+    pieces: list[bytes | memoryview] = [_padded(_MAGIC + header)]
+    for array in arrays.values():
+        raw = memoryview(np.ascontiguousarray(array).view(np.uint8).data)
+        pieces += [raw, bytes(-len(raw) % _ALIGN)]
+    return pieces
+
+
+def unpack_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read what `pack_arrays` wrote; the arrays are views of `data`.
+
+    Raises:
+        ValueError: it is something else, or cut.
+    """
+    if not data.startswith(_MAGIC):
+        raise ValueError("no file of arrays")
+    end = data.index(b"\n", len(_MAGIC)) + 1
+    header = json.loads(data[len(_MAGIC) : end])
+    at = end + -end % _ALIGN
+    arrays = {}
+    for name, (kind, count) in header["arrays"].items():
+        dtype = np.dtype(kind)
+        arrays[name] = np.frombuffer(data, dtype, count, at)
+        at += dtype.itemsize * count
+        at += -at % _ALIGN
+    return header["meta"], arrays
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _ALIGN)

@@ -1,0 +1,133 @@
+"""Local files from which samples are copied in any order: mapped once per process, or read, always in one version."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from tarmill import storage
+from tarmill.errors import ChangedError
+from tarmill.planning.span_tasks import Source
+from tarmill.storage.file_facts import raise_os_error, stat_of
+
+_MAX_OPEN = 512
+_RELAX_BYTES = 64 << 20
+_kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
+"""Maps of this process by path and version: to map a file again for every task costs more than to copy from it."""
+
+
+class Unmapped:
+    """Reads ranges as a map would give them: under Dask, where mapped pages count as memory and pause the worker."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._size = size
+
+    def __getitem__(self, where: slice) -> bytes:
+        pieces = []
+        start, stop = where.start, min(where.stop, self._size)
+        while start < stop and (piece := os.pread(self._fd, stop - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+class SpanSources:
+    """The sources of one task. `maps[i][a:b]` are bytes of source i, `views[i]` the same without a copy if mapped."""
+
+    def __init__(self, sources: Sequence[Source], *, mapped: bool) -> None:
+        self._sources = sources
+        self._mapped = mapped
+        self._maps: dict[int, Any] = {}
+        self._used: set[int] = set()
+        self._since_relaxed = 0
+
+    def map(self, number: int) -> Any:
+        """Open a source, or give the one that is open.
+
+        Raises:
+            ChangedError: it is no longer the version in which the samples were found.
+        """
+        found = self._maps.get(number)
+        if found is None:
+            found = self._maps[number] = self._open(self._sources[number])
+            self._used.add(number)
+        return found
+
+    def label(self, number: int) -> str:
+        """What errors call a source."""
+        return self._sources[number].label
+
+    def part(self, number: int) -> int:
+        """Which part of the input pattern a source belongs to."""
+        return self._sources[number].part
+
+    def cut(self, number: int) -> ChangedError:
+        """Build the error for a source that ends before a sample's end."""
+        label = self._sources[number].label
+        return ChangedError(
+            f"{label} has become shorter since its samples were found; run the command again", url=label
+        )
+
+    def relax(self, copied_bytes: int) -> None:
+        """Give back pages that were copied from, now and then: they stay cached, but count no more as ours."""
+        self._since_relaxed += copied_bytes
+        if self._since_relaxed > _RELAX_BYTES:
+            self._since_relaxed = 0
+            for found in self._maps.values():
+                if isinstance(found, mmap.mmap):
+                    found.madvise(mmap.MADV_DONTNEED)
+
+    def verify(self) -> None:
+        """Look whether all sources that were used since the last call are still what they were.
+
+        Raises:
+            ChangedError: one is not; what was copied must be thrown away.
+        """
+        for number in self._used:
+            self._check(self._sources[number], storage.stat(self._sources[number].path).version)
+        self._used.clear()
+        self._used.update(self._maps)
+
+    def _open(self, source: Source) -> Any:
+        place = source.path, source.version
+        if place in _kept:
+            _kept.move_to_end(place)
+            return _kept[place]
+        try:
+            fd = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise_os_error(error, source.label, "opening again")
+        try:
+            found_now = os.fstat(fd)
+            self._check(source, stat_of(source.path, found_now).version)
+            size = found_now.st_size
+            found: Any = (
+                mmap.mmap(fd, size, access=mmap.ACCESS_READ) if self._mapped and size else Unmapped(os.dup(fd), size)
+            )
+        finally:
+            os.close(fd)
+        _kept[place] = found
+        while len(_kept) > _MAX_OPEN:
+            _kept.popitem(last=False)  # closed when nothing uses it any more
+        return found
+
+    def _check(self, source: Source, version: str) -> None:
+        if version != source.version:
+            raise ChangedError(
+                f"{source.label} has changed since its samples were found; the outputs that need it were not written. "
+                "Run the command again when nothing writes to it",
+                url=source.label,
+            )
+
+
+def forget_sources() -> None:
+    """Close what this process keeps open."""
+    _kept.clear()

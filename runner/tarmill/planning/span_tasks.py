@@ -1,0 +1,136 @@
+"""What a shuffle or sort sends to workers and gets back: URLs and small arrays of numbers, never sample bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tarmill.planning.counts import Counts
+from tarmill.planning.tasks import Shard
+from tarmill.spec import ReorderSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InputShard:
+    """One input shard and its place in the whole."""
+
+    ordinal: int
+    part: int
+    """Which of the `::` parts of the input pattern it came from."""
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A local file that holds samples as ranges of plain tar bytes: an input shard, or a scratch copy of one."""
+
+    path: str
+    version: str
+    """As `storage.stat` gave it when the ranges were found."""
+    label: str
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all tasks of one job share."""
+
+    job: str
+    """Job id: owner of temp files."""
+    spec: ReorderSpec
+    parts: int
+    state: str
+    """Folder URL for the job's small files, with '/' at its end; "" for none."""
+    spill: str
+    """Folder URL for run files, with '/' at its end, which all workers reach; "memory:" for none."""
+    scratch: str
+    """Folder of a worker's own for scratch copies, likewise."""
+    folder: str
+    """Folder of the outputs: what names in manifests are relative to."""
+    seed: int
+    mapped: bool
+    """Whether local files are mapped into memory (not under Dask, which counts that as used memory)."""
+    settings: Any
+    """`storage.StorageSettings`, to be put in force in the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """Find the samples of some input shards."""
+
+    index: int
+    job: Job
+    shards: tuple[InputShard, ...]
+
+    @property
+    def label(self) -> str:
+        """What messages call the task."""
+        first = self.shards[0].shard.label
+        return first if len(self.shards) == 1 else f"{first} and {len(self.shards) - 1} more"
+
+
+@dataclass(slots=True)
+class ShardSpans:
+    """The samples of one input shard, as columns; `starts` lie in `source`."""
+
+    ordinal: int
+    source: Source
+    starts: NDArray[Any]
+    lengths: NDArray[Any]
+    stems: NDArray[Any]
+    """Low half of the hash of each sample's key, to find equal ones side by side."""
+    keys: NDArray[Any] | None
+    """Encoded sort keys; None for a shuffle."""
+    keys_cut: bool
+    """Whether some of them are longer than they are kept."""
+    groups: NDArray[Any] | None
+    """Hash of each sample's group; None where nothing is reduced."""
+    digest: int
+    raw_digest: int
+    members: int
+    counts: Counts
+    scratch: bool
+    """Whether the source is a scratch copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanDone:
+    """How a scan ended: its columns are in a file of the job, or here where there is none."""
+
+    index: int
+    counts: Counts
+    spans: list[ShardSpans] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output shard to write: a slice of the samples that came with the task."""
+
+    number: int
+    url: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatherTask:
+    """Write some output shards, copying the samples in the order given."""
+
+    index: int
+    job: Job
+    outputs: tuple[Output, ...]
+    sources: tuple[Source, ...]
+    source: NDArray[Any]
+    """For each sample which of `sources` holds it."""
+    starts: NDArray[Any]
+    lengths: NDArray[Any]
+    stems: NDArray[Any]
+    fresh: NDArray[Any] | None
+    """Where a group of samples to reduce begins; None where nothing is reduced."""
+
+    @property
+    def label(self) -> str:
+        """What messages call the task."""
+        return self.outputs[0].url
