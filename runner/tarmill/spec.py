@@ -427,7 +427,8 @@ class SortSpec(ReorderSpec):
     combine: bool = option(
         False,
         identity=True,
-        help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice.",
+        help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice. Implies "
+        "--exact.",
     )
     exact: bool = option(
         False,
@@ -448,6 +449,14 @@ class SortSpec(ReorderSpec):
     def reduces(self) -> bool:
         """Whether samples of equal key are reduced."""
         return bool(self.reduce or self.reduce_script)
+
+    @property
+    def cuts_exactly(self) -> bool:
+        """Whether shards are cut by what comes out of the reduce.
+
+        Always so where samples are combined before they are moved: how many then go in depends on batches.
+        """
+        return self.reduces and (self.exact or self.combine)
 
 
 @dataclass(frozen=True, kw_only=True)

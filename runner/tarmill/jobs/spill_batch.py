@@ -191,7 +191,7 @@ class _Batch:
             first = next(read(samples[:1]))
             value = ordering.group_value(first)
             for record, key in combiner.reduce(value, _chain(first, read(samples[1:]))):
-                data, _ = encode_sample(record, key, spec.key_function)
+                data, _, _ = encode_sample(record, key, spec.key_function)
                 data += group_member(key, value)
                 proof_out += xxh3_128_intdigest(data)
                 kept.append(places.get(id(record), samples[0]))
