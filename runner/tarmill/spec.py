@@ -555,5 +555,9 @@ def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
 
 def to_manifest(spec: ReadSpec) -> dict[str, Any]:
     """Write a spec as `spec_from_manifest` reads it."""
-    kind = next(kind for kind in KINDS if type(spec) is kind.spec)
-    return {"apiVersion": API_VERSION, "kind": kind.name, "spec": spec.to_dict()}
+    return {"apiVersion": API_VERSION, "kind": kind_of(spec).name, "spec": spec.to_dict()}
+
+
+def kind_of(spec: ReadSpec) -> Kind:
+    """Find the row of KINDS for a spec."""
+    return next(kind for kind in KINDS if type(spec) is kind.spec)

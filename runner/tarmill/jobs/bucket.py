@@ -17,7 +17,7 @@ from tarmill import storage
 from tarmill.engine.meter import current
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
-from tarmill.formats.span_order import MAX_KEY_WIDTH, order_of, runs_of
+from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_span import decode_span
 from tarmill.jobs.copy_writer import CopyWriter, Picks
 from tarmill.jobs.long_keys import settle_long_keys
@@ -128,7 +128,7 @@ class Walk:
             def span_of(sample: int) -> tuple[Source, int, int]:
                 return known[int(run[sample])], int(starts[sample]), int(lengths[sample])
 
-            settle_long_keys(order, keys, MAX_KEY_WIDTH, span_of, task.job)
+            settle_long_keys(order, keys, span_of, task.job)
         groups = joined_column(pieces, "group")[order] if task.inputs else None
         stems, shards = (joined_column(pieces, name)[order] for name in ("stem", "shard"))
         fresh = runs_of(groups) if groups is not None else None

@@ -25,6 +25,8 @@ from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
 
 _JOIN_BYTES = 256 << 10
+VIEW_BYTES = 32 << 10
+"""Pieces above this are handed on as views of a map; below, a copy costs less."""
 _HEAD_BYTES = 4 << 10
 """Enough for the first headers of nearly every sample."""
 
@@ -172,16 +174,16 @@ class CopyWriter:
 
     def _copy(self, sources: SpanSources, picks: Picks) -> None:
         """Copy samples as they are: the hot loop."""
-        hash_128, meter, output, map_of = xxh3_128_intdigest, self.meter, self.output, sources.map
+        hash_128, meter, output = xxh3_128_intdigest, self.meter, self.output
         pieces: list[Any] = []
         add = pieces.append
         proof = waiting = count = 0
-        maps: dict[int, Any] = {}
+        maps: dict[int, tuple[Any, Any]] = {}
         for source, start, length in picks.rows():
-            span = maps.get(source)
-            if span is None:
-                span = maps[source] = map_of(source)
-            piece = span[start : start + length]
+            pair = maps.get(source)
+            if pair is None:
+                pair = maps[source] = sources.map(source), sources.view(source)
+            piece = pair[length > VIEW_BYTES][start : start + length]
             if len(piece) != length:
                 raise sources.cut(source)
             proof += hash_128(piece)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from itertools import pairwise
 
 import numpy as np
 from xxhash import xxh3_128_intdigest
@@ -54,8 +55,8 @@ def _reduce(task: GatherTask, sources: SpanSources, picks: Picks) -> Sequence[Sh
         with redirect_stdout(sys.stderr), reduce_writer(task.job, output.number, output.url) as writer:
             mine = picks.part(output.begin, output.end)
             assert mine.fresh is not None
-            begins = np.flatnonzero(mine.fresh).tolist()
-            for begin, end in zip(begins, [*begins[1:], len(mine.fresh)], strict=True):
+            edges = [*np.flatnonzero(mine.fresh).tolist(), len(mine.fresh)]
+            for begin, end in pairwise(edges):
                 writer.reduce_group(_records(task.job, sources, mine.part(begin, end)))
             done.append(writer.commit(sources.verify))
     return done

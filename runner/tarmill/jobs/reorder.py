@@ -35,7 +35,7 @@ from tarmill.planning.jobid import job_id
 from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
 from tarmill.planning.span_tasks import InputShard, Job
 from tarmill.planning.tasks import ShardDone
-from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec
+from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec, kind_of
 
 _WINDOW_OF_MEMORY = 2
 
@@ -189,7 +189,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         _check_sort(spec)
     if isinstance(spec, ShuffleSpec) and spec.seed == "random":
         spec = replace(spec, seed=str(secrets.randbits(63)))
-    kind = "ShardSort" if isinstance(spec, SortSpec) else "ShardShuffle"
+    kind = kind_of(spec).name
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
     _check_output(spec, out)
     parts = pattern.parts

@@ -9,7 +9,7 @@ import numpy as np
 
 from tarmill.engine.base import Engine
 from tarmill.engine.serial import serial_engine
-from tarmill.formats.span_order import MAX_KEY_WIDTH, Order, order_of, runs_of
+from tarmill.formats.span_order import Order, order_of, runs_of
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather import gather
 from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, run_gather, totals_of
@@ -103,7 +103,7 @@ def order_all(work: Reorder, shards: Sequence[ShardSpans], samples: Samples) -> 
     keys = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
     order = order_of(keys)
     if any(spans.keys_cut for spans in shards):
-        settle_long_keys(order, keys, MAX_KEY_WIDTH, samples.span_of, work.job)
+        settle_long_keys(order, keys, samples.span_of, work.job)
     return order
 
 

@@ -18,6 +18,7 @@ from tarmill.storage.file_facts import raise_os_error, stat_of
 
 _MAX_OPEN = 512
 _RELAX_BYTES = 64 << 20
+_since_relaxed = 0
 _kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 """Maps of this process by path and version: to map a file again for every task costs more than to copy from it."""
 
@@ -43,7 +44,7 @@ class Unmapped:
 
 
 class SpanSources:
-    """The sources of one task. `maps[i][a:b]` are bytes of source i, `views[i]` the same without a copy if mapped."""
+    """The sources of one task: `map(i)[a:b]` are bytes of source i, and `view(i)[a:b]` the same without a copy."""
 
     def __init__(self, sources: Sequence[Source], *, mapped: bool, scratch: str = "", owner: str = "") -> None:
         """Take note of the sources.
@@ -61,7 +62,6 @@ class SpanSources:
         self._fetched: list[str] = []
         self._maps: dict[int, Any] = {}
         self._used: set[int] = set()
-        self._since_relaxed = 0
 
     def map(self, number: int) -> Any:
         """Open a source, or give the one that is open.
@@ -74,6 +74,11 @@ class SpanSources:
             found = self._maps[number] = self._open(self._local(number))
             self._used.add(number)
         return found
+
+    def view(self, number: int) -> Any:
+        """Give a source for large pieces: views of a map, which cost no copy."""
+        found = self.map(number)
+        return memoryview(found) if isinstance(found, mmap.mmap) else found
 
     def label(self, number: int) -> str:
         """What errors call a source."""
@@ -92,10 +97,11 @@ class SpanSources:
 
     def relax(self, copied_bytes: int) -> None:
         """Give back pages that were copied from, now and then: they stay cached, but count no more as ours."""
-        self._since_relaxed += copied_bytes
-        if self._since_relaxed > _RELAX_BYTES:
-            self._since_relaxed = 0
-            for found in self._maps.values():
+        global _since_relaxed
+        _since_relaxed += copied_bytes
+        if _since_relaxed > _RELAX_BYTES:
+            _since_relaxed = 0
+            for found in _kept.values():
                 if isinstance(found, mmap.mmap):
                     found.madvise(mmap.MADV_DONTNEED)
 
