@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,8 @@ def scan_shards(task: ScanTask) -> ScanDone:
         StorageError: reading or writing failed for good.
     """
     storage.configure(task.job.settings)
-    found = [scan_shard(shard, task.job) for shard in task.shards]
+    with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
+        found = [scan_shard(shard, task.job) for shard in task.shards]
     counts = Counts()
     for spans in found:
         counts.merge(spans.counts)
