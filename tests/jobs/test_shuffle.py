@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import math
 import tarfile
 from collections import Counter
@@ -85,7 +86,7 @@ def test_other_key_functions_group_members_as_they_say(tmp_path: Path, plan: str
     assert report.counts.read == (9 if function != r"^(.*/.)(.*)$" else len(names))
     if function != r"^(.*/.)(.*)$":
         folders = [name[:2] for name, _ in found]
-        assert len([1 for one, two in zip(folders, folders[1:], strict=False) if one != two]) == 8, "samples stay whole"
+        assert len([1 for one, two in itertools.pairwise(folders) if one != two]) == 8, "samples stay whole"
     assert before == (tmp_path / "in-0.tar").read_bytes()
 
 
@@ -253,11 +254,11 @@ def test_orders_over_many_seeds_look_like_draws_of_uniform_permutations(tmp_path
     assert abs(moved - mean) < 4 * spread / math.sqrt(seeds * count)
 
     # Neighbours stay together about once in a permutation (Poisson).
-    kept = sum(two == one + 1 for order in drawn for one, two in zip(order, order[1:], strict=False))
+    kept = sum(two == one + 1 for order in drawn for one, two in itertools.pairwise(order))
     assert abs(kept / seeds - (count - 1) / count) < 4 / math.sqrt(seeds)
 
     # Neighbouring seeds have nothing to do with each other.
-    same = sum(one[place] == two[place] for one, two in zip(drawn, drawn[1:], strict=False) for place in range(count))
+    same = sum(one[place] == two[place] for one, two in itertools.pairwise(drawn) for place in range(count))
     assert abs(same / (seeds - 1) - 1) < 4 / math.sqrt(seeds - 1)
 
 

@@ -176,8 +176,7 @@ def test_any_data_in_any_shards_is_sorted_as_python_sorts_it(
 
 def _stably(numbers: list[int], values: list[Any], reverse: bool) -> list[int]:
     """Sort by values, equal ones in the order they had, whichever the direction."""
-    found = sorted(numbers, key=values.__getitem__, reverse=reverse)  # Python keeps the order of equals in both
-    return found
+    return sorted(numbers, key=values.__getitem__, reverse=reverse)  # Python keeps the order of equals in both
 
 
 @every_plan

@@ -1,4 +1,4 @@
-"""Shuffles and sorts as the tests see them: run in this process and proven each time, or as commands that are killed."""
+"""Shuffles and sorts as tests see them: run in this process and proven each time, or as commands that are killed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def prove(report: Report, output: str) -> None:
     manifest = manifest_of(output)
     assert manifest["samples"] == len(samples) == report.counts.written
     assert [found["samples"] for found in manifest["shards"]] == [len(shard) for shard in shards]
-    assert manifest["members"] == sum(len(record) - 1 for record in samples)
+    if not (report.counts.errors or report.counts.kept_damaged):
+        assert manifest["members"] == sum(len(record) - 1 for record in samples)
     assert manifest["digest"] == report.digest == digest_of(samples)
     assert report.shards_total == len(shards)
     if storage.scheme_of(folder) == "file":
