@@ -135,7 +135,7 @@ def _scan_with_care(found: InputShard, job: Job, source: Source, scratch: bool, 
             if not _take_key(ordering, record, spans):
                 continue
             if where is None or where[2][number]:
-                data, digest = encode_sample(record, key, spec.key_function)
+                data, digest, _ = encode_sample(record, key, spec.key_function)
             else:
                 data = _read_range(fd, where[0][number], where[1][number], shard.label)
                 digest = sample_digest(key, fields_of_record(record))
