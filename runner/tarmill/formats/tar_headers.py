@@ -24,6 +24,7 @@ from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Names = NDArray[np.bytes_]
+Flags = NDArray[np.bool_]
 
 _USTA = np.frombuffer(b"usta", "<u4")[0]
 _OCTAL_11 = 8 ** np.arange(10, -1, -1, dtype=np.int64)
@@ -34,9 +35,12 @@ _CHECKSUM_BYTES = 6 * ord("0") + ord(" ") - 8 * ord(" ")
 _COLUMNS = np.arange(100, dtype=np.int16)
 _HEAD_BYTES = 160
 """Name, numbers, checksum and type flag: what stands behind them is mostly the same in all headers."""
-_FILE, _OLD_FILE, _PAX = b"0\0x"
+_FILES = b"0\0"
+_PAX = ord("x")
 _DOT, _SLASH, _UNDERSCORE = b"./_"
-_MTIME = re.compile(rb"(\d{2,3}) mtime=[0-9.]{1,40}\n")
+_MTIME = re.compile(rb"(\d\d) mtime=[0-9.]{1,40}\n")
+_MTIME_BYTES = 64
+"""More than any such record has."""
 
 
 class NotPlain(Exception):
@@ -88,7 +92,7 @@ class FirstHeader:
     at_end_mark: bool = False
 
 
-def parse_headers(buffer: Any, at: int, count: int, last: bool) -> Headers:
+def parse_headers(buffer: Any, at: int, count: int, last: bool, room: Bytes | None = None) -> Headers:
     """Parse the members in `count` blocks of a buffer.
 
     Args:
@@ -96,6 +100,8 @@ def parse_headers(buffer: Any, at: int, count: int, last: bool) -> Headers:
         at: where the first header block begins.
         count: how many blocks there are, at least one.
         last: whether the stream ends behind them, so that everything must be complete.
+        room: at least `count` rows of a block to copy headers to; for callers with many buffers, since fresh memory
+            costs more than the copies.
 
     Raises:
         NotPlain: something is not plain, or is damaged.
@@ -106,25 +112,21 @@ def parse_headers(buffer: Any, at: int, count: int, last: bool) -> Headers:
         if not blocks[0].any():
             return _no_samples(at_end_mark=True)
         raise NotPlain("no ustar header")
-    rows = blocks.take(found, axis=0)
-    sizes, odd = _octal(rows[:, 124:135], _OCTAL_11)
-    after = found + 1 + ((sizes + BLOCK - 1) >> 9)
-    if odd or (after[:-1] != found[1:]).any():
-        keep = _chain(found, after, count)
-        found, rows, after = found[keep], rows[keep], after[keep]
-        sizes, odd = _octal(rows[:, 124:135], _OCTAL_11)
-        if odd:
-            raise NotPlain("a size that is not plain octal")
+    if room is None:
+        room = np.empty((len(found), BLOCK), np.uint8)
+    found, sizes, after = _true_headers(blocks, found)
+    flags = blocks[found, 156]
     starts = found
-    if (rows[:, 156] == _PAX).any():
-        real, starts = _without_pax(buffer, at, found, rows, sizes, count)
-        found, rows, sizes, after = found[real], rows[real], sizes[real], after[real]
+    if _PAX in flags.tobytes():
+        real, starts = _without_pax(blocks, found, sizes, flags == _PAX, room)
+        found, sizes, after, flags = found[real], sizes[real], after[real], flags[real]
         if not len(found):
             return _no_samples()  # the pax header's member is not here yet
-    _check(rows)
-    if ((rows[:, 156] != _FILE) & (rows[:, 156] != _OLD_FILE)).any():
+    if flags.tobytes().translate(None, _FILES):
         raise NotPlain("a member that is no plain file")
-    return _samples(buffer, at, count, last, found, starts, rows, sizes, after)
+    rows = _rows(blocks, found, room)
+    _check(rows)
+    return _samples(blocks, at, last, found, starts, rows, sizes, after)
 
 
 def parse_first(buffer: Any, at: int, count: int) -> FirstHeader:
@@ -138,14 +140,14 @@ def parse_first(buffer: Any, at: int, count: int) -> FirstHeader:
         return FirstHeader(b"", b"", 0, 0, at_end_mark=True)
     offset, size = 0, _size_of(block)
     if block[156] == _PAX:
-        if count < 3 or not _is_trivial_pax(buffer, at, size):
+        if count < 3 or not _is_mtime(bytes(buffer[at + BLOCK : at + BLOCK + _MTIME_BYTES]), size):
             raise NotPlain("a pax header with more than an mtime, or nothing behind it")
         offset = 2 * BLOCK
         block = bytes(buffer[at + offset : at + offset + BLOCK])
         size = _size_of(block)
-    if block[156] not in (_FILE, _OLD_FILE):
+    if block[156] not in _FILES:
         raise NotPlain("a member that is no plain file")
-    dot = int(_find_dots(np.frombuffer(block, np.uint8, 100).reshape(1, 100))[0])
+    dot = int(_find_dots(np.frombuffer(block, np.uint8).reshape(1, BLOCK))[0])
     return FirstHeader(block[: dot + 1], block[dot + 1 : 100].rstrip(b"\0"), size, offset + BLOCK)
 
 
@@ -171,14 +173,27 @@ def _octal(digits: Bytes, weights: Ints) -> tuple[Ints, bool]:
     return result, bool((values > 7).any())
 
 
-def _chain(found: Ints, after: Ints, count: int) -> Ints:
-    """Follow the members' sizes from the first header on; indices of the true headers."""
+def _rows(blocks: Bytes, chosen: Ints, room: Bytes) -> Bytes:
+    return blocks.take(chosen, axis=0, out=room[: len(chosen)], mode="clip")  # mode "raise" would copy twice
+
+
+def _true_headers(blocks: Bytes, found: Ints) -> tuple[Ints, Ints, Ints]:
+    """Follow the members' sizes from the first header on; its blocks, sizes, and the blocks behind the contents."""
+    sizes, odd = _octal(blocks[found, 124:135], _OCTAL_11)
+    after = found + 1 + ((sizes + BLOCK - 1) >> 9)
+    if not odd and (after[:-1] == found[1:]).all():
+        return found, sizes, after
+    count = len(blocks)
     place = np.full(count + 1, -1, np.int64)
     place[found] = np.arange(len(found))
     chain = [0]
     while (block := int(after[chain[-1]])) < count and (here := int(place[block])) >= 0:
         chain.append(here)
-    return np.array(chain, np.int64)
+    found, after = found[chain], after[chain]
+    sizes, odd = _octal(blocks[found, 124:135], _OCTAL_11)
+    if odd:
+        raise NotPlain("a size that is not plain octal")
+    return found, sizes, after
 
 
 def _check(rows: Bytes) -> None:
@@ -209,31 +224,29 @@ def _sum_of_end(end: bytes) -> int:
     return sum(end)
 
 
-def _without_pax(buffer: Any, at: int, found: Ints, rows: Bytes, sizes: Ints, count: int) -> tuple[Ints, Ints]:
+def _without_pax(blocks: Bytes, found: Ints, sizes: Ints, is_pax: Flags, room: Bytes) -> tuple[Ints, Ints]:
     """Look at each pax header; indices of the members themselves, and the block where each begins."""
-    is_pax = rows[:, 156] == _PAX
-    _check(rows[is_pax])
-    for index in np.flatnonzero(is_pax).tolist():
-        if found[index] + 2 < count and not _is_trivial_pax(buffer, at + int(found[index]) * BLOCK, int(sizes[index])):
-            raise NotPlain("a pax header with more than an mtime")
     if (is_pax[1:] & is_pax[:-1]).any():
         raise NotPlain("two pax headers in a row")
+    _check(_rows(blocks, found[is_pax], room))
+    here = np.flatnonzero(is_pax & (found + 2 < len(blocks)))  # others are looked at again when their member is here
+    bodies = blocks[found[here] + 1, :_MTIME_BYTES].view(f"S{_MTIME_BYTES}").ravel()
+    if not all(map(_is_mtime, bodies.tolist(), sizes[here].tolist())):
+        raise NotPlain("a pax header with more than an mtime")
     real = np.flatnonzero(~is_pax)
     led = np.zeros(len(real), bool)
     led[real > 0] = is_pax[real[real > 0] - 1]
     return real, np.where(led, found[real - led], found[real])
 
 
-def _is_trivial_pax(buffer: Any, at: int, size: int) -> bool:
-    if size > BLOCK:
-        return False
-    record = bytes(buffer[at + BLOCK : at + BLOCK + size])
-    match = _MTIME.fullmatch(record)
-    return match is not None and int(match[1]) == size
+def _is_mtime(body: bytes, size: int) -> bool:
+    """Tell whether a pax header holds one record, the mtime; of its contents the first bytes are enough."""
+    match = _MTIME.fullmatch(body.rstrip(b"\0"))
+    return match is not None and int(match[1]) == match.end() == size
 
 
 def _samples(
-    buffer: Any, at: int, count: int, last: bool, found: Ints, starts: Ints, rows: Bytes, sizes: Ints, after: Ints
+    blocks: Bytes, at: int, last: bool, found: Ints, starts: Ints, rows: Bytes, sizes: Ints, after: Ints
 ) -> Headers:
     """Group members into samples, and leave out the last one unless it is known to be complete."""
     dots = _find_dots(rows)
@@ -241,8 +254,8 @@ def _samples(
     fresh = np.ones(len(rows), bool)
     fresh[1:] = stems[1:] != stems[:-1]
     firsts = np.flatnonzero(fresh)
-    at_end_mark = _is_end_mark(buffer, at, count, int(after[-1]), last)
     members = len(rows)
+    at_end_mark = _is_end_mark(blocks, int(after[-1]), last)
     if not at_end_mark:  # the last sample may go on behind the window
         members, firsts = int(firsts[-1]), firsts[:-1]
         if not members:
@@ -259,10 +272,10 @@ def _samples(
     )
 
 
-def _is_end_mark(buffer: Any, at: int, count: int, block: int, last: bool) -> bool:
+def _is_end_mark(blocks: Bytes, block: int, last: bool) -> bool:
     """Tell whether the block behind the last member is a zero block; if it is in the window, it or a header must be."""
-    if block < count:
-        behind = bytes(buffer[at + block * BLOCK : at + (block + 1) * BLOCK])
+    if block < len(blocks):
+        behind = blocks[block].tobytes()
         if behind == ZERO_BLOCK:
             return True
         if behind[257:262] != b"ustar":
