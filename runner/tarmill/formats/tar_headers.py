@@ -24,7 +24,6 @@ from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Names = NDArray[np.bytes_]
-Flags = NDArray[np.bool_]
 
 _USTA = np.frombuffer(b"usta", "<u4")[0]
 _OCTAL_11 = 8 ** np.arange(10, -1, -1, dtype=np.int64)
@@ -114,17 +113,23 @@ def parse_headers(buffer: Any, at: int, count: int, last: bool, room: Bytes | No
         raise NotPlain("no ustar header")
     if room is None:
         room = np.empty((len(found), BLOCK), np.uint8)
-    found, sizes, after = _true_headers(blocks, found)
-    flags = blocks[found, 156]
-    starts = found
-    if _PAX in flags.tobytes():
-        real, starts = _without_pax(blocks, found, sizes, flags == _PAX, room)
-        found, sizes, after, flags = found[real], sizes[real], after[real], flags[real]
+    rows = _rows(blocks, found, room)
+    sizes, odd = _octal(rows[:, 124:135], _OCTAL_11)
+    after = found + 1 + ((sizes + BLOCK - 1) >> 9)
+    if odd or (after[:-1] != found[1:]).any():
+        true = _true_headers(blocks, found, after)
+        found, sizes, after, rows = found[true], sizes[true], after[true], _rows(blocks, found[true], room)
+        if odd and _octal(rows[:, 124:135], _OCTAL_11)[1]:
+            raise NotPlain("a size that is not plain octal")
+    starts, flags = found, rows[:, 156].tobytes()
+    if _PAX in flags:
+        real, starts = _without_pax(blocks, found, sizes, rows)
+        found, sizes, after, rows = found[real], sizes[real], after[real], _rows(blocks, found[real], room)
         if not len(found):
             return _no_samples()  # the pax header's member is not here yet
-    if flags.tobytes().translate(None, _FILES):
+        flags = rows[:, 156].tobytes()
+    if flags.translate(None, _FILES):
         raise NotPlain("a member that is no plain file")
-    rows = _rows(blocks, found, room)
     _check(rows)
     return _samples(blocks, at, last, found, starts, rows, sizes, after)
 
@@ -177,23 +182,15 @@ def _rows(blocks: Bytes, chosen: Ints, room: Bytes) -> Bytes:
     return blocks.take(chosen, axis=0, out=room[: len(chosen)], mode="clip")  # mode "raise" would copy twice
 
 
-def _true_headers(blocks: Bytes, found: Ints) -> tuple[Ints, Ints, Ints]:
-    """Follow the members' sizes from the first header on; its blocks, sizes, and the blocks behind the contents."""
-    sizes, odd = _octal(blocks[found, 124:135], _OCTAL_11)
-    after = found + 1 + ((sizes + BLOCK - 1) >> 9)
-    if not odd and (after[:-1] == found[1:]).all():
-        return found, sizes, after
+def _true_headers(blocks: Bytes, found: Ints, after: Ints) -> Ints:
+    """Follow the members' sizes from the first header on; indices of the headers that are met, not in contents."""
     count = len(blocks)
     place = np.full(count + 1, -1, np.int64)
     place[found] = np.arange(len(found))
     chain = [0]
     while (block := int(after[chain[-1]])) < count and (here := int(place[block])) >= 0:
         chain.append(here)
-    found, after = found[chain], after[chain]
-    sizes, odd = _octal(blocks[found, 124:135], _OCTAL_11)
-    if odd:
-        raise NotPlain("a size that is not plain octal")
-    return found, sizes, after
+    return np.array(chain, np.int64)
 
 
 def _check(rows: Bytes) -> None:
@@ -201,7 +198,7 @@ def _check(rows: Bytes) -> None:
     count = len(rows)
     ends = rows[:, _HEAD_BYTES:].view(np.uint64)
     if (ends == ends[0]).all():
-        sums = rows[:, :_HEAD_BYTES].sum(axis=1, dtype=np.uint16) + np.int64(_sum_of_end(ends[0].tobytes()))
+        sums = np.add.reduce(rows[:, :_HEAD_BYTES], axis=1, dtype=np.uint16) + np.int64(_sum_of_end(ends[0].tobytes()))
     else:
         sums = rows.sum(axis=1, dtype=np.int64)
         for end in set(map(bytes, rows[:, _HEAD_BYTES:])):
@@ -224,11 +221,12 @@ def _sum_of_end(end: bytes) -> int:
     return sum(end)
 
 
-def _without_pax(blocks: Bytes, found: Ints, sizes: Ints, is_pax: Flags, room: Bytes) -> tuple[Ints, Ints]:
+def _without_pax(blocks: Bytes, found: Ints, sizes: Ints, rows: Bytes) -> tuple[Ints, Ints]:
     """Look at each pax header; indices of the members themselves, and the block where each begins."""
+    is_pax = rows[:, 156] == _PAX
     if (is_pax[1:] & is_pax[:-1]).any():
         raise NotPlain("two pax headers in a row")
-    _check(_rows(blocks, found[is_pax], room))
+    _check(rows[is_pax])
     here = np.flatnonzero(is_pax & (found + 2 < len(blocks)))  # others are looked at again when their member is here
     bodies = blocks[found[here] + 1, :_MTIME_BYTES].view(f"S{_MTIME_BYTES}").ravel()
     if not all(map(_is_mtime, bodies.tolist(), sizes[here].tolist())):

@@ -24,12 +24,14 @@ from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 from tarmill.formats.tar_headers import Headers, NotPlain, parse_first, parse_headers
 from tarmill.formats.tar_window import RawInput, Window
 
-_VIEW_BYTES = 2 << 10
+_VIEW_BYTES = 1 << 10
 """Ranges above this are hashed where they lie; below, a copy costs less than a view."""
 _HALF, _LOW_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
+_NO_HASHES = np.empty((0, 2), np.uint64)
 _CHUNK_BYTES = 512 << 10
 _MAX_FIELDS = 50  # each has a bit of its own, and the bits of a window's members add up to less than 2^63
 _MAX_TAILS = 4096
+_WINDOWS = 16
 
 Hashes = NDArray[np.uint64]
 KeyOfRecord = Callable[[Record], bytes | None]
@@ -156,6 +158,10 @@ class _Scanner:
         self.fields = _Fields(load if key_of is not None else frozenset())
         self.room = np.empty((window.size // BLOCK, BLOCK), np.uint8)
         self.found = Spans()
+        self.hashes: list[Hashes] = []
+        """Of members and of samples, not added up yet;"""
+        self.raw_hashes: list[Hashes] = []
+        """and of ranges."""
 
     def run(self) -> None:
         """Scan to the end."""
@@ -176,6 +182,7 @@ class _Scanner:
                 self._long_sample()
             if self.tick is not None:
                 self.tick(self.found.samples)
+        self._add_up()
 
     def _take(self, headers: Headers) -> None:
         """Digest the samples that the window holds whole, column by column: a call out of C costs least."""
@@ -198,8 +205,18 @@ class _Scanner:
         found.starts.frombytes((starts + window.base).tobytes())
         found.lengths.frombytes((stops - starts).tobytes())
         found.stems.extend(map(xxh3_64_intdigest, stems))
-        found.digest = (found.digest + _total(members) + _total(samples)) & MASK_128
-        found.raw_digest = (found.raw_digest + _total(_hashes(_pieces(window, starts, stops)))) & MASK_128
+        self.hashes += [members, samples]
+        self.raw_hashes.append(_hashes(_pieces(window, starts, stops)))
+        if len(self.raw_hashes) >= _WINDOWS:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Add up what has been hashed: of many windows at once, which is cheaper where each has few samples."""
+        found = self.found
+        found.digest = (found.digest + _total(self.hashes)) & MASK_128
+        found.raw_digest = (found.raw_digest + _total(self.raw_hashes)) & MASK_128
+        self.hashes.clear()
+        self.raw_hashes.clear()
 
     def _sort_keys(self, headers: Headers, numbers: list[int]) -> list[bool]:
         """Make the sort keys of samples from their records; False for each sample that is left out."""
@@ -317,9 +334,9 @@ def _hashes(pieces: Iterable[Any], *seeds: Iterable[int]) -> Hashes:
     return np.ndarray((len(digests) // 16, 2), ">u8", digests).astype(np.uint64)
 
 
-def _total(hashes: Hashes) -> int:
+def _total(hashes: list[Hashes]) -> int:
     """Add up hashes, exactly but for multiples of 2^128."""
-    low, high = hashes[:, 1], hashes[:, 0]
+    high, low = np.concatenate([_NO_HASHES, *hashes]).T
     return (int(high.sum()) << 64) + (int((low >> _HALF).sum()) << 32) + int((low & _LOW_HALF).sum())
 
 
