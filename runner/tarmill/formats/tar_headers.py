@@ -38,7 +38,7 @@ _FILES = b"0\0"
 _PAX = ord("x")
 _DOT, _SLASH, _UNDERSCORE = b"./_"
 _MTIME = re.compile(rb"(\d\d) mtime=[0-9.]{1,40}\n")
-_MTIME_BYTES = 64
+MTIME_BYTES = 64
 """More than any such record has."""
 
 
@@ -145,7 +145,7 @@ def parse_first(buffer: Any, at: int, count: int) -> FirstHeader:
         return FirstHeader(b"", b"", 0, 0, at_end_mark=True)
     offset, size = 0, _size_of(block)
     if block[156] == _PAX:
-        if count < 3 or not _is_mtime(bytes(buffer[at + BLOCK : at + BLOCK + _MTIME_BYTES]), size):
+        if count < 3 or not is_mtime_only(bytes(buffer[at + BLOCK : at + BLOCK + MTIME_BYTES]), size):
             raise NotPlain("a pax header with more than an mtime, or nothing behind it")
         offset = 2 * BLOCK
         block = bytes(buffer[at + offset : at + offset + BLOCK])
@@ -228,8 +228,8 @@ def _without_pax(blocks: Bytes, found: Ints, sizes: Ints, rows: Bytes) -> tuple[
         raise NotPlain("two pax headers in a row")
     _check(rows[is_pax])
     here = np.flatnonzero(is_pax & (found + 2 < len(blocks)))  # others are looked at again when their member is here
-    bodies = blocks[found[here] + 1, :_MTIME_BYTES].view(f"S{_MTIME_BYTES}").ravel()
-    if not all(map(_is_mtime, bodies.tolist(), sizes[here].tolist())):
+    bodies = blocks[found[here] + 1, :MTIME_BYTES].view(f"S{MTIME_BYTES}").ravel()
+    if not all(map(is_mtime_only, bodies.tolist(), sizes[here].tolist())):
         raise NotPlain("a pax header with more than an mtime")
     real = np.flatnonzero(~is_pax)
     led = np.zeros(len(real), bool)
@@ -237,7 +237,7 @@ def _without_pax(blocks: Bytes, found: Ints, sizes: Ints, rows: Bytes) -> tuple[
     return real, np.where(led, found[real - led], found[real])
 
 
-def _is_mtime(body: bytes, size: int) -> bool:
+def is_mtime_only(body: bytes, size: int) -> bool:
     """Tell whether a pax header holds one record, the mtime; of its contents the first bytes are enough."""
     match = _MTIME.fullmatch(body.rstrip(b"\0"))
     return match is not None and int(match[1]) == match.end() == size
