@@ -46,9 +46,9 @@ class Picks:
 
     def part(self, begin: int, end: int) -> Picks:
         """Give some of them."""
-        columns = (self.source, self.starts, self.lengths, self.stems, self.fields)
-        fresh = self.fresh[begin:end] if self.fresh is not None else None
-        return Picks(*(column[begin:end] for column in columns), fresh)
+        here = slice(begin, end)
+        columns = (self.source[here], self.starts[here], self.lengths[here], self.stems[here], self.fields[here])
+        return Picks(*columns, self.fresh[here] if self.fresh is not None else None)
 
     def rows(self) -> Iterator[tuple[int, int, int]]:
         """Give (source, start, length) as Python's integers, which take several times the room of the columns."""
@@ -151,9 +151,9 @@ class CopyWriter:
         key = record["__key__"]
         if self.job.spec.same_key == "fail":
             raise SampleError(
-                f"sample {key!r} of {record['__url__']} would come into one shard with another one of that key, side by "
-                "side or with other fields, so that no reader could tell them apart; give them different keys, reduce "
-                "them (htsort --reduce), or let the second be renamed with --same-key rename",
+                f"sample {key!r} of {record['__url__']} would come into one shard with another one of that key, side "
+                "by side or with other fields, so that no reader could tell them apart; give them different keys, "
+                "reduce them (htsort --reduce), or let the second be renamed with --same-key rename",
                 shard=record["__url__"],
                 key=key,
                 reason="same-key",

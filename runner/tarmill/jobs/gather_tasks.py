@@ -17,7 +17,7 @@ from tarmill.formats.span_order import Order
 from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.drive import run_tasks
 from tarmill.jobs.gather import gather
-from tarmill.jobs.reduce_writer import PieceDone, load_piece
+from tarmill.jobs.reduce_writer import PieceDone, load_piece, piece_file
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.report import Failure
 from tarmill.jobs.scratch_files import MEMORY
