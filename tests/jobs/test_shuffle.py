@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tars
-from support.maps import bytes_of, finished_shards, pairs_of, put_records, put_shards, records_in
+from support.maps import bytes_of, finished_shards, pairs_of, records_in
 from support.reorders import (
     FROM_ANYWHERE,
     PLANS,
@@ -25,6 +25,8 @@ from support.reorders import (
     manifest_of,
     multiset,
     one_shard_a_task,
+    put_records,
+    put_shards,
     read_back,
     samples_in,
     shuffle,
