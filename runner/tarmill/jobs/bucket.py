@@ -74,6 +74,14 @@ class Bucket:
     sources: SpanSources
     scratch: list[ScratchFile]
 
+    def positions(self, unit: str) -> NDArray[np.int64]:
+        """Give the places of the samples in the global order, in samples or bytes."""
+        if unit == "samples":
+            return np.arange(self.first_sample, self.first_sample + len(self.shards))
+        ends = np.cumsum(self.picks.lengths, dtype=np.int64)
+        starts: NDArray[np.int64] = self.first_byte + ends - self.picks.lengths
+        return starts
+
     def release(self) -> None:
         """Remove what was fetched for it."""
         for copy in self.scratch:
@@ -93,6 +101,33 @@ def write_bucket(task: BucketTask) -> Sequence[ShardDone | PieceDone]:
         with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
             return _Reduction(task).run()
     return _Copying(task).run()
+
+
+def outputs_without_group(task: BucketTask) -> list[int]:
+    """Name those of the task's outputs in which no group begins; the function that engines run. Reads rows alone."""
+    storage.configure(task.job.settings)
+    walk = Walk(task)
+    before = walk.last_group_before(task.bucket)
+    left = {output.number: output for output in task.outputs}
+    end = task.outputs[-1].end
+    for number in range(task.bucket, task.buckets):
+        bucket = walk.load(number, rows_only=True)
+        place = bucket.first_sample if task.unit == "samples" else bucket.first_byte
+        if not left or place >= end:
+            break
+        groups = bucket.groups
+        assert groups is not None
+        if not len(groups):
+            continue
+        fresh = runs_of(groups)
+        fresh[0] = before is None or int(groups[0]) != before
+        begins = bucket.positions(task.unit)[fresh]
+        for output in list(left.values()):
+            if ((begins >= output.begin) & (begins < output.end)).any():
+                del left[output.number]
+        before = int(groups[-1])
+    walk.release()
+    return sorted(left)
 
 
 class Walk:
@@ -357,8 +392,4 @@ class _Reduction:
         self.at, self.group_before = 0, group_before
         if len(groups) and group_before is not None:
             picks.fresh[0] = int(groups[0]) != group_before
-        if self.task.unit == "samples":
-            self.positions = list(range(self.bucket.first_sample, self.bucket.first_sample + len(groups)))
-        else:
-            ends = np.cumsum(picks.lengths, dtype=np.int64)
-            self.positions = (self.bucket.first_byte + ends - picks.lengths).tolist()
+        self.positions = self.bucket.positions(self.task.unit).tolist()

@@ -27,6 +27,7 @@ from tarmill.planning.tasks import ShardDone
 _JOIN_BYTES = 256 << 10
 VIEW_BYTES = 32 << 10
 """Pieces above this are handed on as views of a map; below, a copy costs less."""
+_ROWS = 16 << 10
 _HEAD_BYTES = 4 << 10
 """Enough for the first headers of nearly every sample."""
 
@@ -49,8 +50,11 @@ class Picks:
         return Picks(self.source[here], self.starts[here], self.lengths[here], self.stems[here], fresh)
 
     def rows(self) -> Iterator[tuple[int, int, int]]:
-        """Give (source, start, length) as Python's integers."""
-        return zip(self.source.tolist(), self.starts.tolist(), self.lengths.tolist(), strict=True)
+        """Give (source, start, length) as Python's integers, which take several times the room of the columns."""
+        for at in range(0, len(self.starts), _ROWS):
+            here = slice(at, at + _ROWS)
+            columns = (self.source[here].tolist(), self.starts[here].tolist(), self.lengths[here].tolist())
+            yield from zip(*columns, strict=True)
 
 
 @dataclass

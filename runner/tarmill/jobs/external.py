@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tarmill import storage
 from tarmill.engine.base import Engine
-from tarmill.jobs.bucket import Places, Walk, write_bucket
+from tarmill.jobs.bucket import Places, Walk, outputs_without_group, write_bucket
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather_tasks import Pieces, cuts_exactly, run_gather
 from tarmill.jobs.reorder import Reorder
@@ -139,10 +139,25 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
             pieces.cut(engine)
         return
     cuts = _cuts(work, runs, frame)
-    work.name_outputs(cuts)
     begins = first_sample if cuts.unit == "samples" else first_byte
+    if frame.inputs and not work.count_is_asked:
+        cuts = _without_empty(work, engine, frame, cuts, begins)
+    work.name_outputs(cuts)
     tasks = _bucket_tasks(frame, cuts, begins, work.outputs, work.done)
     run_gather(work, engine, "second pass", write_bucket, tasks, work.take, size)
+
+
+def _without_empty(work: Reorder, engine: Engine, frame: BucketTask, cuts: Cuts, begins: NDArray[np.int64]) -> Cuts:
+    """Leave out shards in which no group begins: a group that is larger than a shard leaves such."""
+    empty = np.zeros(len(cuts), bool)
+    tasks = _bucket_tasks(frame, cuts, begins, [""] * len(cuts), ())
+    work.listener.stage("looking for groups", len(tasks), None)
+    with closing(run_tasks(engine, outputs_without_group, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+            empty[outcome.result or []] = True
+    return cuts.without(empty)
 
 
 def _labels(work: Reorder) -> tuple[tuple[str, int], ...]:

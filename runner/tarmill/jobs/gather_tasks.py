@@ -55,6 +55,16 @@ def totals_of(lengths: NDArray[Any]) -> Totals:
     return Totals(len(lengths), size, largest, int(lengths[-1]) if len(lengths) else 0)
 
 
+def places_of(cuts: Cuts, lengths: NDArray[Any], fresh: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Turn cuts into positions among all samples; those between groups move up to where the next group begins."""
+    places = cuts.places(lengths)
+    places[-1] = len(lengths)
+    if fresh is None:
+        return places
+    begins = np.append(np.flatnonzero(fresh), len(lengths))
+    return begins[np.searchsorted(begins, places, "left")]
+
+
 def gather_tasks(
     job: Job,
     samples: Samples,
@@ -75,11 +85,7 @@ def gather_tasks(
         fresh: where groups to reduce begin, in that order; cuts move up to the next.
     """
     lengths = samples.lengths[order]
-    places = cuts.places(lengths)
-    places[-1] = len(order)
-    if fresh is not None:
-        begins = np.append(np.flatnonzero(fresh), len(order))
-        places = begins[np.searchsorted(begins, places, "left")]
+    places = places_of(cuts, lengths, fresh)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     sizes = ends[places[1:]] - ends[places[:-1]]
     todo = [number for number in range(len(sizes)) if number not in done]

@@ -74,6 +74,11 @@ class Reorder:
         """How many shards the output pattern has; None when its count is open."""
         return None if self.out.is_open else self.out.count
 
+    @property
+    def count_is_asked(self) -> bool:
+        """Whether somebody said how many shards there are to be, so that some may be empty."""
+        return self.fixed_count is not None or bool(self.spec.num_shards)
+
     def name_outputs(self, cuts: Cuts) -> None:
         """Name the output shards, and find those that an earlier run has finished.
 

@@ -12,10 +12,11 @@ from tarmill.engine.serial import serial_engine
 from tarmill.formats.span_order import Order, order_of, runs_of
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather import gather
-from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, run_gather, totals_of
+from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder import Reorder
-from tarmill.jobs.scan import load_scan, scan_shards
+from tarmill.jobs.scan import scan_shards
+from tarmill.jobs.scan_columns import load_scan
 from tarmill.planning.cuts import grouped, plan_cuts, task_bytes
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import ScanTask, ShardSpans
@@ -129,6 +130,8 @@ def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
             pieces.cut(engine)
         return
     cuts = plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals_of(lengths), lambda: [lengths])
+    if fresh is not None and not work.count_is_asked:
+        cuts = cuts.without(np.diff(places_of(cuts, lengths, fresh)) == 0)
     work.name_outputs(cuts)
     tasks = gather_tasks(work.job, samples, order, cuts, work.outputs, work.done, fresh)
     run_gather(work, engine, "writing", gather, tasks, work.take)

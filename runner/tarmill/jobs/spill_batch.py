@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
 from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_span import decode_span, encode_sample
-from tarmill.jobs.copy_writer import VIEW_BYTES
+from tarmill.jobs.copy_writer import VIEW_BYTES, Picks
 from tarmill.jobs.group_values import group_member
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.ordering import cached_ordering
@@ -46,7 +47,8 @@ def spill_batch(task: BatchTask) -> BatchDone:
     batch: list[ShardSpans] = []
     held = 0
     for shard in task.shards:
-        spans = scan_shard(shard, job)
+        with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
+            spans = scan_shard(shard, job)
         done.counts.merge(spans.counts)
         done.members += spans.members
         done.digest = (done.digest + spans.digest) & MASK_128
@@ -132,8 +134,8 @@ class _Batch:
         maps: dict[int, tuple[Any, Any]] = {}
         passed = 0
         lengths = self.lengths[order]
-        columns = (self.source[order].tolist(), self.starts[order].tolist(), lengths.tolist())
-        for source, start, length in zip(*columns, strict=True):
+        picks = Picks(self.source[order], self.starts[order], lengths, lengths, None)
+        for source, start, length in picks.rows():
             pair = maps.get(source)
             if pair is None:
                 pair = maps[source] = sources.map(source), sources.view(source)
