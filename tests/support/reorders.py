@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from support import tars
-from support.maps import pairs_of, bytes_of, counts_balance, environment, leftovers, read_json, records_in
+from support.maps import bytes_of, counts_balance, environment, leftovers, pairs_of, read_json, records_in
 from tarmill import storage
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.shards import ShardPattern
@@ -159,7 +159,8 @@ def scratch_in(folder: Path, job: str = "*") -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.glob(f"_tarmill/{job}/**/*")
-        if path.name not in ("job.json", *LEFT) and not path.name.startswith("batch-") and not (path.name.startswith("shard-") and path.suffix == ".json")
+        if path.name not in ("job.json", *LEFT)
+        and not (path.name.startswith(("shard-", "batch-")) and path.suffix == ".json")
     )
 
 
