@@ -18,6 +18,7 @@ from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import OnError, Record
 from tarmill.formats.tar_span import decode_span, encode_sample, fields_of_record, key_in_span
+from tarmill.jobs.group_values import GROUP_FIELD, group_value
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import save_shard
 from tarmill.jobs.ordering import cached_ordering
@@ -266,10 +267,12 @@ class OutputWriter:
         """Send one group through the reduce into the output."""
         spec, meter, neighbour = self.job.spec, self.meter, self.neighbour
         first = next(samples)
-        value = self.ordering.group_value(first)
+        combined = first.get(GROUP_FIELD)
+        value = self.ordering.group_value(first) if combined is None else group_value(combined)
 
         def counted() -> Iterator[Record]:
             for record in itertools.chain([first], samples):
+                record.pop(GROUP_FIELD, None)
                 meter.samples += 1
                 meter.key = record["__key__"]
                 yield record

@@ -1,0 +1,189 @@
+"""The external plan of a shuffle or sort: run files, splitters chosen from them, and buckets of keys into shards.
+
+The passes meet in files of the job's folder alone, so that a driver or worker that is lost loses only what it had in
+hand: batches that left a manifest are not done again, nor are output shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tarmill import storage
+from tarmill.engine.base import Engine
+from tarmill.jobs.bucket import Places, Walk, write_bucket
+from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
+from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.run_files import read_rows
+from tarmill.jobs.spill_batch import load_batch, spill_batch
+from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts
+from tarmill.planning.external_tasks import BatchDone, BatchTask, BucketTask, Located, LocateTask, Run
+from tarmill.planning.span_tasks import Output
+from tarmill.planning.splitters import choose_splitters, rows_at
+from tarmill.spec import SortSpec
+
+_LEAST_BATCH = 8 << 20
+_MOST_BATCH = 1 << 30
+
+
+def reorder_externally(work: Reorder) -> None:
+    """Do all passes; failures go into the report."""
+    tasks = batch_tasks(work)
+    with choose_engine(work.options, max(2, len(tasks)), [work.inputs[0].shard.url, work.out.folder or "./"]) as engine:
+        first = work.inputs[0].shard
+        if first.url != "-":
+            probe_workers(engine, first, from_anywhere(work.out.folder or "./"))
+        runs = _spill(work, engine, tasks)
+        if runs is None:
+            return
+        located = _locate(work, engine, runs)
+        if located is None:
+            return
+        _write(work, engine, runs, located)
+
+
+# -- the first pass: batches into runs -------------------------------------------------------------------------------
+
+
+def batch_tasks(work: Reorder) -> list[BatchTask]:
+    """Share out the input shards into batches, in order; by their sizes alone, so that a later run finds the same."""
+    sizes = np.array([found.shard.size_bytes or 0 for found in work.inputs], np.int64)
+    least = max(_LEAST_BATCH, min(_MOST_BATCH, int(sizes.sum()) // 8))
+    return [
+        BatchTask(index, work.job, tuple(work.inputs[begin:end]), work.plan.batch_bytes)
+        for index, (begin, end) in enumerate(grouped(sizes, least))
+    ]
+
+
+def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Run] | None:
+    """Write the runs, but for those that an earlier attempt has written; None when that failed."""
+    counts = work.report.counts
+    done: dict[int, BatchDone] = {}
+    if work.spec.exists != "overwrite":
+        done = {task.index: found for task in tasks if (found := load_batch(task)) is not None}
+    todo = [task for task in tasks if task.index not in done]
+    work.listener.stage("first pass", len(todo), sum(s.shard.size_bytes or 0 for task in todo for s in task.shards))
+    for found in done.values():
+        counts.merge(found.counts)
+    with closing(run_tasks(engine, spill_batch, todo, work.listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.result is not None:
+                done[outcome.task.index] = outcome.result
+                read = outcome.result.counts
+                counts.merge(read)
+                work.listener.finished(outcome.task.index, read.read, read.read_bytes, 0)
+            elif outcome.error is not None:
+                work.fail(outcome.task.index, outcome.task.label, outcome.error)
+            if work.check_limit(counts, final=False):
+                break
+    if work.report.failures:
+        return None
+    for index in sorted(done):
+        work.members += done[index].members
+        work.digest += done[index].digest
+        work.proof += done[index].proof
+    return [run for index in sorted(done) for run in done[index].runs]
+
+
+# -- between the passes: where the buckets begin ---------------------------------------------------------------------
+
+
+def locate(task: LocateTask) -> Located:
+    """Find the splitters in one run; the function that engines run."""
+    storage.configure(task.job.settings)
+    rows = read_rows(task.run, 0, task.run.samples)
+    places = rows_at(np.ascontiguousarray(rows["key"]), task.index, task.splitters)
+    offsets = [int(rows["offset"][row]) if row < len(rows) else task.run.data_bytes for row in places]
+    return Located(task.index, places, offsets)
+
+
+def _locate(work: Reorder, engine: Engine, runs: Sequence[Run]) -> list[Located] | None:
+    splitters = tuple(choose_splitters(runs, work.plan.bucket_bytes))
+    if not splitters:
+        return [Located(index, [0, run.samples], [0, run.data_bytes]) for index, run in enumerate(runs)]
+    tasks = [LocateTask(index, work.job, run, splitters) for index, run in enumerate(runs)]
+    work.listener.stage("splitting", len(tasks), None)
+    found: dict[int, Located] = {}
+    with closing(run_tasks(engine, locate, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.result is not None:
+                found[outcome.task.index] = outcome.result
+            elif outcome.error is not None:
+                work.fail(outcome.task.index, storage.mask(outcome.task.label), outcome.error)
+    return None if work.report.failures else [found[index] for index in range(len(runs))]
+
+
+# -- the second pass: buckets into shards ----------------------------------------------------------------------------
+
+
+def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Located]) -> None:
+    rows = np.array([place.rows for place in located], np.int64).reshape(len(runs), -1).T
+    offsets = np.array([place.offsets for place in located], np.int64).reshape(len(runs), -1).T
+    first_sample, first_byte = rows.sum(axis=1), offsets.sum(axis=1)
+    buckets = max(0, len(rows) - 1)
+    work.samples = sum(run.samples for run in runs)
+    url = f"{work.job.state}places.bin"
+    storage.write_bytes(url, Places.pack(first_sample, first_byte, rows, offsets), owner=work.job.job)
+    frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
+    cuts = _cuts(work, runs, frame)
+    work.name_outputs(cuts)
+    tasks = list(_bucket_tasks(work, frame, cuts, first_sample if cuts.unit == "samples" else first_byte))
+    work.listener.stage("second pass", len(tasks), int(offsets[-1].sum()) if buckets else 0)
+    with closing(run_tasks(engine, write_bucket, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.result is not None:
+                for done in outcome.result:
+                    work.take(done)
+                written = sum(done.counts.written_bytes for done in outcome.result)
+                samples = sum(done.counts.written for done in outcome.result)
+                work.listener.finished(outcome.task.index, samples, written, written)
+            elif outcome.error is not None:
+                work.fail(outcome.task.index, storage.mask(outcome.task.label), outcome.error)
+
+
+def _labels(work: Reorder) -> tuple[tuple[str, int], ...]:
+    if not (isinstance(work.spec, SortSpec) and work.spec.reduces):
+        return ()
+    return tuple((found.shard.label, found.part) for found in work.inputs)
+
+
+def _cuts(work: Reorder, runs: Sequence[Run], frame: BucketTask) -> Cuts:
+    size = sum(run.data_bytes for run in runs)
+    largest = max((run.largest_bytes for run in runs), default=0)
+    last = max(enumerate(runs), key=lambda item: (item[1].last_key, item[0]))[1].last_bytes if runs else 0
+    totals = Totals(work.samples, size, largest, last)
+    fixed = None if work.out.is_open else work.out.count
+
+    def lengths() -> Iterator[NDArray[Any]]:
+        walk = Walk(frame)
+        for bucket in range(frame.buckets):
+            yield walk.lengths(bucket)
+
+    return plan_cuts(work.spec, fixed, len(work.inputs), totals, lengths)
+
+
+def _bucket_tasks(work: Reorder, frame: BucketTask, cuts: Cuts, begins: NDArray[np.int64]) -> Iterator[BucketTask]:
+    """Give each bucket the unfinished shards that begin in it."""
+    edges = cuts.edges.tolist()
+    buckets = np.clip(np.searchsorted(begins, cuts.edges[:-1], "right") - 1, 0, max(0, frame.buckets - 1))
+    owned: dict[int, list[Output]] = {}
+    for number, bucket in enumerate(buckets.tolist()):
+        if number not in work.done:
+            output = Output(number, from_anywhere(work.outputs[number]), edges[number], edges[number + 1])
+            owned.setdefault(bucket, []).append(output)
+    for index, (bucket, outputs) in enumerate(sorted(owned.items())):
+        yield BucketTask(
+            index,
+            frame.job,
+            bucket,
+            frame.buckets,
+            frame.runs,
+            frame.places,
+            tuple(outputs),
+            cuts.unit,
+            frame.inputs,
+        )

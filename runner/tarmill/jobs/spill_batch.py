@@ -1,0 +1,211 @@
+"""The first pass of the external plan, in a worker: some input shards into run files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128_intdigest
+
+from tarmill import storage
+from tarmill.engine.meter import current
+from tarmill.errors import ChangedError, NotFoundError, StorageError
+from tarmill.formats.digest import MASK_128
+from tarmill.formats.keys import key_function
+from tarmill.formats.samples import Record
+from tarmill.formats.span_order import MAX_KEY_WIDTH, order_of, runs_of
+from tarmill.formats.tar_span import decode_span, encode_sample
+from tarmill.jobs.group_values import group_member
+from tarmill.jobs.long_keys import settle_long_keys
+from tarmill.jobs.ordering import cached_ordering
+from tarmill.jobs.reduce import make_combiner
+from tarmill.jobs.run_files import RunWriter, row_type
+from tarmill.jobs.scan import scan_shard
+from tarmill.jobs.span_sources import SpanSources, forget_sources
+from tarmill.planning.external_tasks import BatchDone, BatchTask
+from tarmill.planning.prf import shuffle_keys
+from tarmill.planning.span_tasks import Job, ShardSpans, Source
+from tarmill.spec import SortSpec
+
+
+def spill_batch(task: BatchTask) -> BatchDone:
+    """Write the samples of the task's shards into run files; the function that engines run.
+
+    Raises:
+        FormatError, ScriptError: a bad sample under `--on-error fail`.
+        StorageError: reading or writing failed for good; NoSpaceError when scratch is full.
+    """
+    job = task.job
+    storage.configure(job.settings)
+    done = BatchDone(task.index, tuple(shard.ordinal for shard in task.shards))
+    batch: list[ShardSpans] = []
+    held = 0
+    for shard in task.shards:
+        spans = scan_shard(shard, job)
+        done.counts.merge(spans.counts)
+        done.members += spans.members
+        done.digest = (done.digest + spans.digest) & MASK_128
+        batch.append(spans)
+        held += int(spans.lengths.sum(dtype=np.int64))
+        if held >= task.batch_bytes or shard is task.shards[-1]:
+            _Batch(job, batch).write(f"{job.spill}run-{task.index:07d}-{len(done.runs):04d}", done)
+            batch, held = [], 0
+    storage.write_bytes(batch_file(job.state, task.index), json.dumps(done.to_dict()).encode(), owner=job.job)
+    return done
+
+
+def batch_file(state: str, index: int) -> str:
+    """Name the manifest of a finished batch."""
+    return f"{state}batch-{index:07d}.json"
+
+
+def load_batch(task: BatchTask) -> BatchDone | None:
+    """Read how a batch of this job ended, if it has, and its runs are still there as they were written."""
+    try:
+        done = BatchDone.from_dict(json.loads(storage.read_bytes(batch_file(task.job.state, task.index))))
+        intact = all(storage.stat(run.url).version == run.version for run in done.runs)
+    except (StorageError, ValueError, KeyError, TypeError):
+        return None
+    wanted = tuple(shard.ordinal for shard in task.shards)
+    return done if intact and done.shards == wanted else None
+
+
+class _Batch:
+    """The samples of some shards, as columns, on their way into one run."""
+
+    def __init__(self, job: Job, shards: list[ShardSpans]) -> None:
+        self.job = job
+        self.shards = shards
+        counts = [len(spans.starts) for spans in shards]
+        self.source = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)
+        self.starts, self.lengths, self.stems = (
+            np.concatenate([getattr(spans, name) for spans in shards]) for name in ("starts", "lengths", "stems")
+        )
+        self.sources = SpanSources([spans.source for spans in shards], mapped=job.mapped)
+        if isinstance(job.spec, SortSpec):
+            self.keys: NDArray[Any] = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
+        else:
+            drawn = [shuffle_keys(job.seed, spans.ordinal, n) for spans, n in zip(shards, counts, strict=True)]
+            self.keys = np.concatenate(drawn)
+        groups = [spans.groups for spans in shards if spans.groups is not None]
+        self.groups = np.concatenate(groups) if groups else None
+        self.cut = any(spans.keys_cut for spans in shards)
+
+    def write(self, url: str, done: BatchDone) -> None:
+        """Write the run, note it, and remove the scratch copies that it came from."""
+        if len(self.starts):
+            order = order_of(self.keys)
+            if self.cut:
+                settle_long_keys(order, self.keys, MAX_KEY_WIDTH, self._span_of, self.job)
+            spec = self.job.spec
+            writer = RunWriter(url, self.job.job)
+            try:
+                if isinstance(spec, SortSpec) and spec.combine:
+                    rows = self._combined(order, writer, done)
+                else:
+                    rows = self._copied(order, writer)
+                    proof = sum(spans.raw_digest for spans in self.shards)
+                    done.proof = (done.proof + proof) & MASK_128
+                self.sources.verify()
+                if len(rows):
+                    done.runs.append(writer.commit(rows, self.cut))
+            finally:
+                writer.abort()
+        forget_sources()
+        for spans in self.shards:
+            if spans.scratch:
+                with suppress(NotFoundError):
+                    storage.delete(spans.source.path)
+
+    def _span_of(self, sample: int) -> tuple[Source, int, int]:
+        source = self.shards[int(self.source[sample])].source
+        return source, int(self.starts[sample]), int(self.lengths[sample])
+
+    def _copied(self, order: NDArray[np.int64], writer: RunWriter) -> NDArray[Any]:
+        """Copy the ranges in order: the hot loop of this pass."""
+        meter, map_of, write, sources = current(), self.sources.map, writer.write, self.sources
+        maps: dict[int, Any] = {}
+        passed = 0
+        lengths = self.lengths[order]
+        columns = (self.source[order].tolist(), self.starts[order].tolist(), lengths.tolist())
+        for source, start, length in zip(*columns, strict=True):
+            span = maps.get(source)
+            if span is None:
+                span = maps[source] = map_of(source)
+            piece = span[start : start + length]
+            if len(piece) != length:
+                raise sources.cut(source)
+            write(piece)
+            passed += length
+            if passed > 1 << 20:
+                sources.relax(passed)
+                meter.written_bytes += passed
+                passed = 0
+        ends = np.cumsum(lengths, dtype=np.int64)
+        return self._rows(order, ends - lengths, lengths)
+
+    def _rows(self, order: NDArray[np.int64], offsets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+        ordinals = np.array([spans.ordinal for spans in self.shards], np.uint32)
+        kind = row_type(self.keys, long=lengths.dtype.itemsize > 4, groups=self.groups is not None)
+        rows = np.empty(len(order), kind)
+        rows["key"], rows["offset"], rows["length"] = self.keys[order], offsets, lengths
+        rows["stem"], rows["shard"] = self.stems[order], ordinals[self.source[order]]
+        if self.groups is not None:
+            rows["group"] = self.groups[order]
+        return rows
+
+    def _combined(self, order: NDArray[np.int64], writer: RunWriter, done: BatchDone) -> NDArray[Any]:
+        """Reduce each group of the batch, and write what comes out."""
+        spec, job = self.job.spec, self.job
+        assert isinstance(spec, SortSpec)
+        assert self.groups is not None
+        combiner = make_combiner(spec, job.parts)
+        ordering = cached_ordering(spec)
+        begins = np.flatnonzero(runs_of(self.groups[order])).tolist()
+        kept: list[int] = []
+        offsets: list[int] = []
+        lengths: list[int] = []
+        proof_in = proof_out = 0
+        split = key_function(spec.key_function)
+
+        def read(samples: list[int]) -> Iterator[Record]:
+            nonlocal proof_in
+            for sample in samples:
+                source, start, length = (int(c[sample]) for c in (self.source, self.starts, self.lengths))
+                data = self.sources.map(source)[start : start + length]
+                proof_in += xxh3_128_intdigest(data)
+                record = decode_span(data, self.sources.label(source), split, spec.max_member)
+                record["__part__"] = self.sources.part(source)
+                places[id(record)] = sample
+                held.append(record)
+                yield record
+
+        for begin, end in zip(begins, [*begins[1:], len(order)], strict=True):
+            samples = order[begin:end].tolist()
+            places: dict[int, int] = {}
+            held: list[Record] = []  # keeps identities apart
+            first = next(read(samples[:1]))
+            value = ordering.group_value(first)
+            for record, key in combiner.reduce(value, _chain(first, read(samples[1:]))):
+                data, _ = encode_sample(record, key, spec.key_function)
+                data += group_member(key, value)
+                proof_out += xxh3_128_intdigest(data)
+                kept.append(places.get(id(record), samples[0]))
+                offsets.append(writer.write(data))
+                lengths.append(len(data))
+        if proof_in & MASK_128 != sum(spans.raw_digest for spans in self.shards) & MASK_128:
+            label = self.shards[0].source.label
+            raise ChangedError(f"inputs near {label} have changed since their samples were found", url=label)
+        done.counts.dropped += combiner.dropped
+        done.counts.added += combiner.added
+        done.proof = (done.proof + proof_out) & MASK_128
+        return self._rows(np.array(kept, np.int64), np.array(offsets, np.uint64), np.array(lengths, np.uint64))
+
+
+def _chain(first: Record, rest: Iterator[Record]) -> Iterator[Record]:
+    yield first
+    yield from rest
