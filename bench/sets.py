@@ -7,7 +7,7 @@ tiny    .cls of 2 bytes and .id of 16: 99 % of the shard is tar
 Each set is a few shards on disk (`base`) and a longer list of names that link to them (`view`): a job over the view is
 long enough for start-up not to swamp it, while the whole data stays near 100 MB. Every tool gets the same names.
 
-Samples that are sorted should not have their keys from 16 links to one shard. "text.unique" and "images.unique" are real
+Samples to be sorted should not have their keys from 16 links to one shard. "text.unique" and "images.unique" are real
 copies whose keys all differ, as long as the lists of links, on a memory file system for as long as the batch runs. Only
 digits of names are patched, and the checksums of their headers; the bytes beside them are those of the base.
 """
@@ -159,6 +159,12 @@ def make_unique(name: str, scale: float, folder: Path, memory: Path) -> tuple[Vi
     return short, long, replace(one, name=f"{name}.unique", key_bytes=template.key_bytes)
 
 
+def make_keys(scale: float) -> tuple[View, View, View]:
+    """Name a number of keys that a row makes up itself, in the three lengths."""
+    counts = (1_000_000, int(10_000_000 * min(1.0, scale)), 1)
+    return tuple(View("keys", [], "", count, 0, 0, "", "", 0, 16) for count in counts)  # type: ignore[return-value]
+
+
 class Template:
     """A shard of which copies are made that differ in their keys."""
 
@@ -170,7 +176,7 @@ class Template:
             keys.append(key)
             places.append(at)
         folder, _, digits = keys[0].rpartition("/")
-        assert folder == prefix and len(digits) == DIGITS, keys[0]
+        assert (folder, len(digits)) == (prefix, DIGITS), keys[0]
         self.key_bytes = len(keys[0])
         _, sample = np.unique(keys, return_inverse=True)
         self.sample: NDArray[Any] = sample
@@ -180,7 +186,9 @@ class Template:
         self.digits = self.places[:, None] + at_digits
         self.checksums = self.places[:, None] + np.arange(148, 154)
         old = self.data[self.checksums] - ord("0")
-        self.rest = old.astype(np.int64) @ (8 ** np.arange(5, -1, -1)) - self.data[self.digits].sum(axis=1, dtype=np.int64)
+        self.rest = old.astype(np.int64) @ (8 ** np.arange(5, -1, -1)) - self.data[self.digits].sum(
+            axis=1, dtype=np.int64
+        )
 
     def write(self, path: Path, copy: int) -> None:
         """Write one copy; the keys of all copies together are as good as random, and no two are the same."""
