@@ -32,6 +32,7 @@ from webserver import find_nginx, serve
 
 Views = dict[str, tuple[View, View, View]]
 BASE, VIEW, ONE = range(3)
+SLOW_S = 4.0
 BURN = "n = 0\nfor i in range(12_000_000): n += i"
 PEERS = ("tarmill", "webdataset", "numpy", "isal", "xxhash", "urllib3")
 
@@ -75,11 +76,11 @@ class Batch:
         """Run every row (or those named) once, over the long view and over a single sample.
 
         Args:
-            spare_slow: leave out rows that took longer than 10 s before.
+            spare_slow: leave out rows that took longer than `SLOW_S` before.
         """
         for row in self.rows:
             figures = self.results[row.name]
-            if spare_slow and figures.runs and figures.runs[-1].cpu_s > 10:
+            if spare_slow and figures.runs and figures.runs[-1].cpu_s > SLOW_S:
                 continue
             if names is None or row.name in names or "*" in names:
                 figures.starts.append(self.run(row, ONE))
