@@ -4,7 +4,7 @@ The public names are below, imported when they are first used, so that `import t
 
     open_shards, ShardWriter        samples in and out, for training loops and notebooks
     ShardPattern                    the notation for many shards
-    MapSpec, ExtractSpec, RunOptions, run
+    MapSpec, ExtractSpec, ShuffleSpec, SortSpec, RunOptions, ReorderOptions, run
                                     the jobs, as the command line runs them
     TarmillError and its kinds      in `tarmill.errors`
 """
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from tarmill.spec import FORMAT_VERSION as FORMAT_VERSION
     from tarmill.spec import ExtractSpec as ExtractSpec
     from tarmill.spec import MapSpec as MapSpec
+    from tarmill.spec import ReorderOptions as ReorderOptions
     from tarmill.spec import RunOptions as RunOptions
+    from tarmill.spec import ShuffleSpec as ShuffleSpec
+    from tarmill.spec import SortSpec as SortSpec
 
 _PLACES = {
     "TarmillError": "tarmill.errors",
@@ -35,10 +38,25 @@ _PLACES = {
     "ExtractSpec": "tarmill.spec",
     "FORMAT_VERSION": "tarmill.spec",
     "MapSpec": "tarmill.spec",
+    "ReorderOptions": "tarmill.spec",
     "RunOptions": "tarmill.spec",
+    "ShuffleSpec": "tarmill.spec",
+    "SortSpec": "tarmill.spec",
 }
 
-__all__ = ["ExtractSpec", "MapSpec", "RunOptions", "ShardPattern", "ShardWriter", "TarmillError", "open_shards", "run"]
+__all__ = [
+    "ExtractSpec",
+    "MapSpec",
+    "ReorderOptions",
+    "RunOptions",
+    "ShardPattern",
+    "ShardWriter",
+    "ShuffleSpec",
+    "SortSpec",
+    "TarmillError",
+    "open_shards",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

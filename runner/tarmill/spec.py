@@ -427,7 +427,8 @@ class SortSpec(ReorderSpec):
     combine: bool = option(
         False,
         identity=True,
-        help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice.",
+        help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice. Implies "
+        "--exact.",
     )
     exact: bool = option(
         False,
@@ -448,6 +449,14 @@ class SortSpec(ReorderSpec):
     def reduces(self) -> bool:
         """Whether samples of equal key are reduced."""
         return bool(self.reduce or self.reduce_script)
+
+    @property
+    def cuts_exactly(self) -> bool:
+        """Whether shards are cut by what comes out of the reduce.
+
+        Always so where samples are combined before they are moved: how many then go in depends on batches.
+        """
+        return self.reduces and (self.exact or self.combine)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,5 +555,9 @@ def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
 
 def to_manifest(spec: ReadSpec) -> dict[str, Any]:
     """Write a spec as `spec_from_manifest` reads it."""
-    kind = next(kind for kind in KINDS if type(spec) is kind.spec)
-    return {"apiVersion": API_VERSION, "kind": kind.name, "spec": spec.to_dict()}
+    return {"apiVersion": API_VERSION, "kind": kind_of(spec).name, "spec": spec.to_dict()}
+
+
+def kind_of(spec: ReadSpec) -> Kind:
+    """Find the row of KINDS for a spec."""
+    return next(kind for kind in KINDS if type(spec) is kind.spec)

@@ -10,7 +10,7 @@ import click
 from tarmill.cli.options import spec_options, split_values
 from tarmill.cli.output import finish_job, run_command
 from tarmill.errors import SpecError
-from tarmill.spec import ExtractSpec, MapSpec, RunOptions, spec_from_manifest
+from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, ReorderSpec, RunOptions, kind_of, spec_from_manifest
 
 EPILOG = """\b
 Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
@@ -30,10 +30,10 @@ Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
 
 @click.command("run", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--spec", "spec_file", required=True, metavar="FILE", help="Spec as YAML or JSON: a file, a URL or `-`.")
-@spec_options(RunOptions)
+@spec_options(ReorderOptions)
 def command(spec_file: str, **values: Any) -> None:
     """Run the job that a spec file describes."""
-    run_command(lambda: _run(spec_file, RunOptions(**split_values(RunOptions, values))), values["log_format"])
+    run_command(lambda: _run(spec_file, ReorderOptions(**split_values(ReorderOptions, values))), values["log_format"])
 
 
 def _run(spec_file: str, options: RunOptions) -> None:
@@ -47,6 +47,11 @@ def _run(spec_file: str, options: RunOptions) -> None:
         from tarmill.cli.htextract import run_extract
 
         run_extract(spec, options)
+    elif isinstance(spec, ReorderSpec):
+        from tarmill.jobs.reorder import run as run_reorder
+
+        reorder_spec, kind = spec, kind_of(spec).name
+        finish_job(lambda console: run_reorder(reorder_spec, options, console), options, kind)
 
 
 def read_manifest_text(url: str) -> dict[str, Any]:

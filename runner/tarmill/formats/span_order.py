@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_KEY_WIDTH = 256
-"""Encoded keys are kept up to this many bytes; where longer ones agree so far, the samples are read to compare."""
+"""Encoded keys that are shorter than this are kept whole. Of others all but the last of so many bytes are kept, and a
+mark behind them; where such keys are equal, the samples are read to compare."""
+_CUT = b"\xff"
 _MAGIC = b"tarmill arrays 1\n"
 _ALIGN = 64
 
@@ -27,14 +29,16 @@ class KeyColumn:
     def __init__(self) -> None:
         self._chunks: list[Array] = []
         self.cut = False
-        """Whether a key was longer than `MAX_KEY_WIDTH`."""
+        """Whether a key was too long to be kept whole."""
 
     def extend(self, keys: Sequence[bytes]) -> None:
         """Take over keys, in order."""
         if keys:
             width = max(map(len, keys))
-            self.cut = self.cut or width > MAX_KEY_WIDTH
-            self._chunks.append(np.array(keys, f"S{min(width, MAX_KEY_WIDTH)}"))
+            if width >= MAX_KEY_WIDTH:
+                self.cut, width = True, MAX_KEY_WIDTH
+                keys = [key if len(key) < width else key[: width - 1] + _CUT for key in keys]
+            self._chunks.append(np.array(keys, f"S{width}"))
 
     def array(self) -> Array:
         """Give all keys."""
@@ -80,6 +84,11 @@ def _words(keys: Array) -> list[NDArray[np.uint64]]:
 def key_bounds(keys: Array, key: bytes | int, side: str) -> int:
     """Find where a key stands in sorted keys: before its equals (`left`) or behind them (`right`)."""
     return int(np.searchsorted(keys, np.array(key, keys.dtype if keys.dtype.kind != "S" else None), side))  # type: ignore[call-overload]
+
+
+def is_cut(key: bytes) -> bool:
+    """Tell whether a kept key is only the beginning of one."""
+    return len(key) == MAX_KEY_WIDTH
 
 
 def runs_of(values: Array) -> NDArray[np.bool_]:

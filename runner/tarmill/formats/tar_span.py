@@ -85,8 +85,8 @@ def key_in_span(head: bytes, shard: str, split: KeyFunction) -> str:
     return pair[0]
 
 
-def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, int]:
-    """Turn a record into the bytes of a sample as `TarSink` writes them, and its digest.
+def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, int, int]:
+    """Turn a record into the bytes of a sample as `TarSink` writes them; these, its digest, its number of members.
 
     Raises:
         SampleError: the key function cannot name members so that they give this key again.
@@ -100,7 +100,7 @@ def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, i
         except ScriptError as error:
             raise SampleError(error.message, shard=record.get("__url__", ""), key=key, reason="bad-key") from None
         sink.drain()
-        return b"".join(pieces), sink.digest
+        return b"".join(pieces), sink.digest, sink.members
     if key_function in ("dir_plus_file", "last_dir"):
         return _encode_in_folder(record, key)
     shard = record.get("__url__", "")
@@ -113,14 +113,14 @@ def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, i
     )
 
 
-def _encode_in_folder(record: Record, key: str) -> tuple[bytes, int]:
+def _encode_in_folder(record: Record, key: str) -> tuple[bytes, int, int]:
     fields = fields_of_record(record)
     pieces = []
     for name in sorted(fields):
         body = fields[name]
         path = f"{key}/{name}".encode("utf-8", "surrogateescape")
         pieces += [odd_header(path, len(body)), body, bytes(-len(body) % BLOCK)]
-    return b"".join(pieces), sample_digest(key, fields)
+    return b"".join(pieces), sample_digest(key, fields), len(fields)
 
 
 def fields_of_record(record: Record) -> dict[str, Any]:

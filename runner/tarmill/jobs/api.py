@@ -18,7 +18,7 @@ from tarmill.jobs.listener import Listener
 from tarmill.jobs.report import Report
 from tarmill.jobs.shard_io import ShardOutput, open_samples
 from tarmill.planning.tasks import OutputShard
-from tarmill.spec import ExtractSpec, MapSpec, ReadSpec, RunOptions
+from tarmill.spec import ExtractSpec, MapSpec, ReadSpec, ReorderSpec, RunOptions
 
 
 def open_shards(
@@ -181,4 +181,8 @@ def run(spec: ReadSpec, options: RunOptions | None = None, listener: Listener | 
         from tarmill.jobs.extract import run as run_extract
 
         return run_extract(spec, options, listener)
+    if isinstance(spec, ReorderSpec):
+        from tarmill.jobs.reorder import run as run_reorder
+
+        return run_reorder(spec, options, listener)
     raise SpecError(f"{type(spec).__name__} is no job that this version runs", field="spec", value=type(spec).__name__)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +17,12 @@ from tarmill import storage
 from tarmill.engine.meter import current
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
-from tarmill.formats.span_order import MAX_KEY_WIDTH, order_of, runs_of
+from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_span import decode_span
-from tarmill.jobs.gather import OutputWriter, Picks
+from tarmill.jobs.copy_writer import CopyWriter, Picks
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.ordering import cached_ordering
+from tarmill.jobs.reduce_writer import PieceDone, PieceWriter, ReduceWriter, reduce_writer
 from tarmill.jobs.run_files import joined_column, read_rows
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.jobs.span_sources import SpanSources
@@ -71,13 +74,20 @@ class Bucket:
     sources: SpanSources
     scratch: list[ScratchFile]
 
+    def positions(self, unit: str) -> NDArray[np.int64]:
+        """Give the places of the samples in the global order, in samples or bytes."""
+        if unit == "samples":
+            return np.arange(self.first_sample, self.first_sample + len(self.shards))
+        ends = np.cumsum(self.picks.lengths, dtype=np.int64)
+        return self.first_byte + ends - self.picks.lengths
+
     def release(self) -> None:
         """Remove what was fetched for it."""
         for copy in self.scratch:
             storage.delete(copy.path)
 
 
-def write_bucket(task: BucketTask) -> list[ShardDone]:
+def write_bucket(task: BucketTask) -> Sequence[ShardDone | PieceDone]:
     """Write the task's output shards; the function that engines run.
 
     Raises:
@@ -87,8 +97,36 @@ def write_bucket(task: BucketTask) -> list[ShardDone]:
     """
     storage.configure(task.job.settings)
     if task.inputs:
-        return _Reduction(task).run()
+        with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
+            return _Reduction(task).run()
     return _Copying(task).run()
+
+
+def outputs_without_group(task: BucketTask) -> list[int]:
+    """Name those of the task's outputs in which no group begins; the function that engines run. Reads rows alone."""
+    storage.configure(task.job.settings)
+    walk = Walk(task)
+    before = walk.last_group_before(task.bucket)
+    left = {output.number: output for output in task.outputs}
+    end = task.outputs[-1].end
+    for number in range(task.bucket, task.buckets):
+        bucket = walk.load(number, rows_only=True)
+        place = bucket.first_sample if task.unit == "samples" else bucket.first_byte
+        if not left or place >= end:
+            break
+        groups = bucket.groups
+        assert groups is not None
+        if not len(groups):
+            continue
+        fresh = runs_of(groups)
+        fresh[0] = before is None or int(groups[0]) != before
+        begins = bucket.positions(task.unit)[fresh]
+        for output in list(left.values()):
+            if ((begins >= output.begin) & (begins < output.end)).any():
+                del left[output.number]
+        before = int(groups[-1])
+    walk.release()
+    return sorted(left)
 
 
 class Walk:
@@ -114,7 +152,7 @@ class Walk:
         run = np.repeat(np.arange(len(pieces), dtype=np.uint32), counts)
         keys, starts, lengths = (joined_column(pieces, name) for name in ("key", "offset", "length"))
         cut = any(item.keys_cut for item in task.runs)
-        near = rows_only and not cut or all(storage.scheme_of(item.url) == "file" for item in task.runs)
+        near = (rows_only and not cut) or all(storage.scheme_of(item.url) == "file" for item in task.runs)
         sources, scratch = _sources(task.job, task.runs, [] if near else data, f"bucket-{task.index}-{number}")
         starts = starts - np.repeat(np.array([shift for _, shift in sources], np.uint64), counts)
         known = [source for source, _ in sources]
@@ -124,7 +162,7 @@ class Walk:
             def span_of(sample: int) -> tuple[Source, int, int]:
                 return known[int(run[sample])], int(starts[sample]), int(lengths[sample])
 
-            settle_long_keys(order, keys, MAX_KEY_WIDTH, span_of, task.job)
+            settle_long_keys(order, keys, span_of, task.job)
         groups = joined_column(pieces, "group")[order] if task.inputs else None
         stems, shards = (joined_column(pieces, name)[order] for name in ("stem", "shard"))
         fresh = runs_of(groups) if groups is not None else None
@@ -207,14 +245,14 @@ class _Copying:
     def run(self) -> list[ShardDone]:
         task, done = self.task, []
         left = list(task.outputs)
-        writer: OutputWriter | None = None
+        writer: CopyWriter | None = None
         number = task.bucket
         try:
             while left:
                 bucket = self.walk.load(number) if number < task.buckets else None
                 while left:
                     output = left[0]
-                    writer = writer or OutputWriter(task.job, output.number, output.url)
+                    writer = writer or CopyWriter(task.job, output.number, output.url)
                     if bucket is not None and output.begin < output.end:
                         begin, end = _inside(bucket, output, task.unit)
                         writer.take(bucket.sources, bucket.picks.part(begin, end))
@@ -268,11 +306,12 @@ class _Reduction:
         self.bucket = self.walk.load(self.number)
         self._begin(self.walk.last_group_before(self.number))
 
-    def run(self) -> list[ShardDone]:
-        task, done = self.task, []
+    def run(self) -> list[ShardDone | PieceDone]:
+        task = self.task
+        done: list[ShardDone | PieceDone] = []
         begins = [output.begin for output in task.outputs]
         left = list(task.outputs)
-        writer: OutputWriter | None = None
+        writer: ReduceWriter | PieceWriter | None = None
         try:
             for place, samples in self._groups():
                 if place >= task.outputs[-1].end:
@@ -285,9 +324,8 @@ class _Reduction:
                 while left[0].number != task.outputs[number].number:
                     done.append(self._close(writer, left.pop(0)))
                     writer = None
-                writer = writer or OutputWriter(task.job, left[0].number, left[0].url)
-                assert writer.reducer is not None
-                writer.reduce_group(writer.reducer, self._counted(writer, samples))
+                writer = writer or reduce_writer(task.job, left[0].number, left[0].url)
+                writer.reduce_group(samples)
             while left:
                 done.append(self._close(writer, left.pop(0)))
                 writer = None
@@ -297,14 +335,9 @@ class _Reduction:
             self.walk.release()
         return done
 
-    def _close(self, writer: OutputWriter | None, output: Output) -> ShardDone:
-        writer = writer or OutputWriter(self.task.job, output.number, output.url)
+    def _close(self, writer: ReduceWriter | PieceWriter | None, output: Output) -> ShardDone | PieceDone:
+        writer = writer or reduce_writer(self.task.job, output.number, output.url)
         return writer.commit(self.bucket.sources.verify)
-
-    def _counted(self, writer: OutputWriter, samples: Iterator[tuple[Record, int]]) -> Iterator[Record]:
-        for record, digest in samples:
-            writer.proof += digest
-            yield record
 
     def _groups(self) -> Iterator[tuple[int, Iterator[tuple[Record, int]]]]:
         """Give each group that begins from here on: its place in the global order, and its samples."""
@@ -358,8 +391,4 @@ class _Reduction:
         self.at, self.group_before = 0, group_before
         if len(groups) and group_before is not None:
             picks.fresh[0] = int(groups[0]) != group_before
-        if self.task.unit == "samples":
-            self.positions = list(range(self.bucket.first_sample, self.bucket.first_sample + len(groups)))
-        else:
-            ends = np.cumsum(picks.lengths, dtype=np.int64)
-            self.positions = (self.bucket.first_byte + ends - picks.lengths).tolist()
+        self.positions = self.bucket.positions(self.task.unit).tolist()

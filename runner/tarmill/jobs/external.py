@@ -6,8 +6,9 @@ hand: batches that left a manifest are not done again, nor are output shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from tarmill import storage
 from tarmill.engine.base import Engine
-from tarmill.jobs.bucket import Places, Walk, write_bucket
+from tarmill.jobs.bucket import Places, Walk, outputs_without_group, write_bucket
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
+from tarmill.jobs.gather_tasks import Pieces, cuts_exactly, run_gather
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.run_files import read_rows
 from tarmill.jobs.spill_batch import load_batch, spill_batch
@@ -129,20 +131,33 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
     url = f"{work.job.state}places.bin"
     storage.write_bytes(url, Places.pack(first_sample, first_byte, rows, offsets), owner=work.job.job)
     frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
+    size = sum(run.data_bytes for run in runs)
+    if cuts_exactly(work):
+        pieces = Pieces(work, work.samples, size)
+        tasks = _bucket_tasks(frame, pieces.cuts, first_sample, pieces.urls, pieces.done)
+        if run_gather(work, engine, "second pass", write_bucket, tasks, pieces.take, size):
+            pieces.cut(engine)
+        return
     cuts = _cuts(work, runs, frame)
+    begins = first_sample if cuts.unit == "samples" else first_byte
+    if frame.inputs and not work.count_is_asked:
+        cuts = _without_empty(work, engine, frame, cuts, begins)
     work.name_outputs(cuts)
-    tasks = list(_bucket_tasks(work, frame, cuts, first_sample if cuts.unit == "samples" else first_byte))
-    work.listener.stage("second pass", len(tasks), int(offsets[-1].sum()) if buckets else 0)
-    with closing(run_tasks(engine, write_bucket, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+    tasks = _bucket_tasks(frame, cuts, begins, work.outputs, work.done)
+    run_gather(work, engine, "second pass", write_bucket, tasks, work.take, size)
+
+
+def _without_empty(work: Reorder, engine: Engine, frame: BucketTask, cuts: Cuts, begins: NDArray[np.int64]) -> Cuts:
+    """Leave out shards in which no group begins: a group that is larger than a shard leaves such."""
+    empty = np.zeros(len(cuts), bool)
+    tasks = _bucket_tasks(frame, cuts, begins, [""] * len(cuts), ())
+    work.listener.stage("looking for groups", len(tasks), None)
+    with closing(run_tasks(engine, outputs_without_group, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
-            if outcome.result is not None:
-                for done in outcome.result:
-                    work.take(done)
-                written = sum(done.counts.written_bytes for done in outcome.result)
-                samples = sum(done.counts.written for done in outcome.result)
-                work.listener.finished(outcome.task.index, samples, written, written)
-            elif outcome.error is not None:
-                work.fail(outcome.task.index, storage.mask(outcome.task.label), outcome.error)
+            if outcome.error is not None:
+                raise outcome.error
+            empty[outcome.result or []] = True
+    return cuts.without(empty)
 
 
 def _labels(work: Reorder) -> tuple[tuple[str, int], ...]:
@@ -156,34 +171,35 @@ def _cuts(work: Reorder, runs: Sequence[Run], frame: BucketTask) -> Cuts:
     largest = max((run.largest_bytes for run in runs), default=0)
     last = max(enumerate(runs), key=lambda item: (item[1].last_key, item[0]))[1].last_bytes if runs else 0
     totals = Totals(work.samples, size, largest, last)
-    fixed = None if work.out.is_open else work.out.count
 
     def lengths() -> Iterator[NDArray[Any]]:
         walk = Walk(frame)
         for bucket in range(frame.buckets):
             yield walk.lengths(bucket)
 
-    return plan_cuts(work.spec, fixed, len(work.inputs), totals, lengths)
+    return plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals, lengths)
 
 
-def _bucket_tasks(work: Reorder, frame: BucketTask, cuts: Cuts, begins: NDArray[np.int64]) -> Iterator[BucketTask]:
-    """Give each bucket the unfinished shards that begin in it."""
+def _bucket_tasks(
+    frame: BucketTask, cuts: Cuts, begins: NDArray[np.int64], urls: Sequence[str], done: Collection[int]
+) -> list[BucketTask]:
+    """Give each bucket the unfinished outputs that begin in it.
+
+    Args:
+        frame: a task without outputs.
+        cuts: between the outputs.
+        begins: where each bucket begins, in the unit of the cuts.
+        urls: of the outputs.
+        done: numbers of those that are finished.
+    """
     edges = cuts.edges.tolist()
     buckets = np.clip(np.searchsorted(begins, cuts.edges[:-1], "right") - 1, 0, max(0, frame.buckets - 1))
     owned: dict[int, list[Output]] = {}
     for number, bucket in enumerate(buckets.tolist()):
-        if number not in work.done:
-            output = Output(number, from_anywhere(work.outputs[number]), edges[number], edges[number + 1])
+        if number not in done:
+            output = Output(number, urls[number], edges[number], edges[number + 1])
             owned.setdefault(bucket, []).append(output)
-    for index, (bucket, outputs) in enumerate(sorted(owned.items())):
-        yield BucketTask(
-            index,
-            frame.job,
-            bucket,
-            frame.buckets,
-            frame.runs,
-            frame.places,
-            tuple(outputs),
-            cuts.unit,
-            frame.inputs,
-        )
+    return [
+        replace(frame, index=index, bucket=bucket, outputs=tuple(outputs), unit=cuts.unit)
+        for index, (bucket, outputs) in enumerate(sorted(owned.items()))
+    ]

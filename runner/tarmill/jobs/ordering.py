@@ -10,7 +10,7 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from tarmill.errors import FormatError
+from tarmill.errors import FormatError, ScriptError
 from tarmill.formats.samples import OnError, Record
 from tarmill.formats.sort_keys import KeyEncoder, encode_name, parse_sort_keys
 from tarmill.jobs.reduce import load_sort_key
@@ -39,6 +39,7 @@ class Ordering:
         self.by_key = False
         """Whether samples are in one group if and only if they have one key."""
         self._group: KeyEncoder | None = None
+        """Encodes the key that groups are made by."""
         if not isinstance(spec, SortSpec):
             return
         script = load_sort_key(spec)
@@ -46,7 +47,7 @@ class Ordering:
         group = KeyEncoder(parse_sort_keys(spec.group_by), spec.missing, script) if spec.group_by else None
         self._group = group or order
         self.by_key = spec.reduces and self._group.plain_key
-        self._policy = OnError(spec.on_error)
+        self._policy, self._stopped = OnError(spec.on_error), False
         if order.plain_key and (group is None or group.plain_key):
             self.key_of_stem = encode_name
             return
@@ -59,6 +60,9 @@ class Ordering:
 
     def _encode(self, record: Record) -> bytes | None:
         """Encode a record's keys, the group's first; None for a sample that is left out."""
+        if self._stopped:
+            self.dropped["after-stop"] += 1
+            return None
         parts = []
         try:
             for encoder in self._encoders:
@@ -68,10 +72,11 @@ class Ordering:
                     encoder.dropped.clear()
                     return None
                 parts.append(part)
-        except FormatError as error:
-            if self._policy not in (OnError.SKIP, OnError.IGNORE):
+        except (FormatError, ScriptError) as error:
+            if self._policy == OnError.FAIL:
                 raise
             self.dropped[error.reason] += 1
+            self._stopped = self._policy == OnError.STOP
             return None
         if self.groups is not None:
             self.groups.append(xxh3_64_intdigest(parts[0]))

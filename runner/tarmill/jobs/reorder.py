@@ -35,7 +35,7 @@ from tarmill.planning.jobid import job_id
 from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
 from tarmill.planning.span_tasks import InputShard, Job
 from tarmill.planning.tasks import ShardDone
-from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec
+from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec, kind_of
 
 _WINDOW_OF_MEMORY = 2
 
@@ -69,6 +69,16 @@ class Reorder:
     stale: set[str] = field(default_factory=set)
     """Shards of a data set that this one overwrites."""
 
+    @property
+    def fixed_count(self) -> int | None:
+        """How many shards the output pattern has; None when its count is open."""
+        return None if self.out.is_open else self.out.count
+
+    @property
+    def count_is_asked(self) -> bool:
+        """Whether somebody said how many shards there are to be, so that some may be empty."""
+        return self.fixed_count is not None or bool(self.spec.num_shards)
+
     def name_outputs(self, cuts: Cuts) -> None:
         """Name the output shards, and find those that an earlier run has finished.
 
@@ -77,7 +87,7 @@ class Reorder:
             SpecError: one is also an input.
         """
         count = len(cuts)
-        self.outputs = _named(self.out, count)
+        self.outputs = [from_anywhere(url) for url in _named(self.out, count)]
         self.report.shards_total = count
         refuse_inputs([found.shard for found in self.inputs], self.outputs, self.spec.output)
         if self.spec.exists == "overwrite":
@@ -184,7 +194,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         _check_sort(spec)
     if isinstance(spec, ShuffleSpec) and spec.seed == "random":
         spec = replace(spec, seed=str(secrets.randbits(63)))
-    kind = "ShardSort" if isinstance(spec, SortSpec) else "ShardShuffle"
+    kind = kind_of(spec).name
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
     _check_output(spec, out)
     parts = pattern.parts
@@ -317,7 +327,7 @@ def _is_complete(work: Reorder) -> bool:
         if found["job"] != work.job.job:
             return False
         count = len(found["shards"])
-        work.outputs = _named(work.out, count)
+        work.outputs = [from_anywhere(url) for url in _named(work.out, count)]
         if len(work.folder.finished(range(count), work.outputs)) < count:
             return False
         work.report.counts = Counts.from_dict(found["counts"])
@@ -404,8 +414,7 @@ def _finish(work: Reorder) -> None:
             )
         )
         return
-    reduces = isinstance(work.spec, SortSpec) and work.spec.reduces
-    if reduces:
+    if isinstance(work.spec, SortSpec) and work.spec.reduces and not work.spec.cuts_exactly:
         work.digest = sum(int(found.output.digest or "0", 16) for found in done if found.output)
         work.members = sum(found.output.members for found in done if found.output)
     else:
@@ -424,7 +433,7 @@ def _finish(work: Reorder) -> None:
         members=work.members,
         facts=facts,
     )
-    ours = {name_in(work.out.folder, url) for url in work.outputs}
+    ours = {name_in(work.out.folder, url) for url in _named(work.out, len(work.outputs))}
     for name in sorted(work.stale - ours):
         storage.delete(work.out.folder + name)
         work.listener.note(f"removed {work.out.folder}{name}, which was a shard of the data set that was overwritten")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tarmill import storage
 from tarmill.engine.base import Engine
 from tarmill.engine.serial import serial_engine
-from tarmill.formats.span_order import MAX_KEY_WIDTH, Order, order_of, runs_of
+from tarmill.formats.span_order import Order, order_of, runs_of
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather import gather
+from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.scan import load_scan, scan_shards
-from tarmill.planning.cuts import Totals, grouped, plan_cuts, task_bytes
+from tarmill.planning.cuts import grouped, plan_cuts, task_bytes
 from tarmill.planning.prf import shuffle_keys
-from tarmill.planning.span_tasks import GatherTask, Output, ScanTask, ShardSpans, Source
+from tarmill.planning.span_tasks import ScanTask, ShardSpans
 from tarmill.spec import SortSpec
 
 
@@ -35,9 +32,7 @@ def reorder_locally(work: Reorder) -> None:
         found = scan_all(work, engine, tasks)
         if found is None:
             return
-        samples = Samples.of(found)
-        order = samples.order(work)
-        _write(work, engine, samples, order)
+        _write(work, engine, found)
 
 
 def _engine(work: Reorder, tasks: int) -> Engine:
@@ -89,131 +84,53 @@ def _earlier(work: Reorder, task: ScanTask) -> list[ShardSpans] | None:
 # -- all samples in one place ----------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Samples:
-    """The columns of all input shards, one behind the other: 16 bytes a sample, and its key's width."""
+def joined(shards: Sequence[ShardSpans]) -> Samples:
+    """Join the columns of all shards; their own are given up."""
+    ends = np.cumsum([len(spans.starts) for spans in shards], dtype=np.int64)
+    names = ("starts", "lengths", "stems")
+    columns = {name: np.concatenate([getattr(spans, name) for spans in shards]) for name in names}
+    for spans in shards:
+        spans.starts = spans.lengths = spans.stems = np.empty(0, np.uint32)
+    return Samples([spans.source for spans in shards], ends, **columns)
 
-    shards: list[ShardSpans]
-    ends: NDArray[np.int64]
-    """For each shard how many samples it and those before it have."""
-    starts: NDArray[Any]
-    lengths: NDArray[Any]
-    stems: NDArray[Any]
 
-    @classmethod
-    def of(cls, shards: list[ShardSpans]) -> Samples:
-        """Join the columns; those of the shards are given up."""
-        ends = np.cumsum([len(spans.starts) for spans in shards], dtype=np.int64)
-        columns = {
-            name: np.concatenate([getattr(spans, name) for spans in shards]) for name in ("starts", "lengths", "stems")
-        }
-        for spans in shards:
-            spans.starts = spans.lengths = spans.stems = np.empty(0, np.uint32)
-        return cls(shards, ends, **columns)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def source_of(self, samples: NDArray[Any]) -> NDArray[np.uint32]:
-        """Give the shard of each sample."""
-        return np.searchsorted(self.ends, samples, "right").astype(np.uint32)
-
-    def order(self, work: Reorder) -> Order:
-        """Order the samples as the job asks for."""
-        if not isinstance(work.spec, SortSpec):
-            counts, seed = np.diff(self.ends, prepend=0).tolist(), work.job.seed
-            drawn = [shuffle_keys(seed, spans.ordinal, n) for spans, n in zip(self.shards, counts, strict=True)]
-            return order_of(np.concatenate(drawn))
-        keys = np.concatenate([spans.keys for spans in self.shards if spans.keys is not None])
-        order = order_of(keys)
-        if any(spans.keys_cut for spans in self.shards):
-            settle_long_keys(order, keys, MAX_KEY_WIDTH, self._span_of, work.job)
-        return order
-
-    def _span_of(self, sample: int) -> tuple[Source, int, int]:
-        shard = int(self.source_of(np.array([sample]))[0])
-        return self.shards[shard].source, int(self.starts[sample]), int(self.lengths[sample])
-
-    def fresh(self, work: Reorder, order: Order) -> NDArray[np.bool_] | None:
-        """Tell where groups begin, in the new order; None where nothing is reduced."""
-        if not (isinstance(work.spec, SortSpec) and work.spec.reduces):
-            return None
-        return runs_of(np.concatenate([spans.groups for spans in self.shards if spans.groups is not None])[order])
+def order_all(work: Reorder, shards: Sequence[ShardSpans], samples: Samples) -> Order:
+    """Order all samples as the job asks for."""
+    if not isinstance(work.spec, SortSpec):
+        counts, seed = np.diff(samples.ends, prepend=0).tolist(), work.job.seed
+        drawn = [shuffle_keys(seed, spans.ordinal, n) for spans, n in zip(shards, counts, strict=True)]
+        return order_of(np.concatenate(drawn))
+    keys = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
+    order = order_of(keys)
+    if any(spans.keys_cut for spans in shards):
+        settle_long_keys(order, keys, samples.span_of, work.job)
+    return order
 
 
 # -- the last pass ---------------------------------------------------------------------------------------------------
 
 
-def _write(work: Reorder, engine: Engine, samples: Samples, order: Order) -> None:
-    work.samples = len(samples)
-    for spans in samples.shards:
+def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
+    for spans in shards:
         work.members += spans.members
         work.digest += spans.digest
         work.proof += spans.raw_digest
+    samples = joined(shards)
+    order = order_all(work, shards, samples)
+    work.samples = len(samples)
     lengths = samples.lengths[order]
-    totals = Totals(
-        len(samples),
-        int(lengths.sum(dtype=np.int64)),
-        int(lengths.max(initial=0)),
-        int(lengths[-1]) if len(lengths) else 0,
-    )
-    cuts = plan_cuts(
-        work.spec, None if work.out.is_open else work.out.count, len(work.inputs), totals, lambda: [lengths]
-    )
+    fresh = None
+    if isinstance(work.spec, SortSpec) and work.spec.reduces:
+        fresh = runs_of(np.concatenate([spans.groups for spans in shards if spans.groups is not None])[order])
+    if cuts_exactly(work):
+        pieces = Pieces(work, len(samples), int(lengths.sum(dtype=np.int64)))
+        tasks = gather_tasks(work.job, samples, order, pieces.cuts, pieces.urls, pieces.done, fresh)
+        if run_gather(work, engine, "reducing", gather, tasks, pieces.take):
+            pieces.cut(engine)
+        return
+    cuts = plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals_of(lengths), lambda: [lengths])
+    if fresh is not None and not work.count_is_asked:
+        cuts = cuts.without(np.diff(places_of(cuts, lengths, fresh)) == 0)
     work.name_outputs(cuts)
-    places = cuts.places(lengths)
-    places[-1] = len(samples)
-    fresh = samples.fresh(work, order)
-    if fresh is not None:
-        begins = np.append(np.flatnonzero(fresh), len(samples))
-        places = begins[np.searchsorted(begins, places, "left")]
-    tasks = list(_gather_tasks(work, samples, order, lengths, places, fresh))
-    work.listener.stage("writing", len(tasks), sum(int(task.lengths.sum(dtype=np.int64)) for task in tasks))
-    with closing(run_tasks(engine, gather, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
-        for outcome in outcomes:
-            if outcome.result is not None:
-                for done in outcome.result:
-                    work.take(done)
-                read = int(outcome.task.lengths.sum(dtype=np.int64))
-                work.listener.finished(outcome.task.index, len(outcome.task.lengths), read, 0)
-            elif outcome.error is not None:
-                work.fail(outcome.task.index, storage.mask(outcome.task.label), outcome.error)
-
-
-def _gather_tasks(
-    work: Reorder,
-    samples: Samples,
-    order: Order,
-    lengths: NDArray[Any],
-    places: NDArray[np.int64],
-    fresh: NDArray[np.bool_] | None,
-) -> Iterator[GatherTask]:
-    """Share out the output shards that are not finished."""
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    sizes = ends[places[1:]] - ends[places[:-1]]
-    todo = [number for number in range(len(sizes)) if number not in work.done]
-    for index, (begin, end) in enumerate(grouped(sizes[todo], task_bytes(int(sizes.sum())))):
-        numbers = todo[begin:end]
-        chosen = np.concatenate([order[places[number] : places[number + 1]] for number in numbers])
-        shards = samples.source_of(chosen)
-        used, source = np.unique(shards, return_inverse=True)
-        outputs = []
-        at = 0
-        for number in numbers:
-            count = int(places[number + 1] - places[number])
-            outputs.append(Output(number, from_anywhere(work.outputs[number]), at, at + count))
-            at += count
-        flags = None
-        if fresh is not None:
-            flags = np.concatenate([fresh[places[number] : places[number + 1]] for number in numbers])
-        yield GatherTask(
-            index,
-            work.job,
-            tuple(outputs),
-            tuple(samples.shards[shard].source for shard in used.tolist()),
-            source.astype(np.uint32),
-            samples.starts[chosen],
-            samples.lengths[chosen],
-            samples.stems[chosen],
-            flags,
-        )
+    tasks = gather_tasks(work.job, samples, order, cuts, work.outputs, work.done, fresh)
+    run_gather(work, engine, "writing", gather, tasks, work.take)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,8 @@ def scan_shards(task: ScanTask) -> ScanDone:
         StorageError: reading or writing failed for good.
     """
     storage.configure(task.job.settings)
-    found = [scan_shard(shard, task.job) for shard in task.shards]
+    with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
+        found = [scan_shard(shard, task.job) for shard in task.shards]
     counts = Counts()
     for spans in found:
         counts.merge(spans.counts)
@@ -135,7 +137,7 @@ def _scan_with_care(found: InputShard, job: Job, source: Source, scratch: bool, 
             if not _take_key(ordering, record, spans):
                 continue
             if where is None or where[2][number]:
-                data, digest = encode_sample(record, key, spec.key_function)
+                data, digest, _ = encode_sample(record, key, spec.key_function)
             else:
                 data = _read_range(fd, where[0][number], where[1][number], shard.label)
                 digest = sample_digest(key, fields_of_record(record))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tarmill import storage
 from tarmill.errors import ChangedError
+from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
 
 _MAX_OPEN = 512
 _RELAX_BYTES = 64 << 20
+_since_relaxed = 0
 _kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 """Maps of this process by path and version: to map a file again for every task costs more than to copy from it."""
 
@@ -40,14 +44,24 @@ class Unmapped:
 
 
 class SpanSources:
-    """The sources of one task. `maps[i][a:b]` are bytes of source i, `views[i]` the same without a copy if mapped."""
+    """The sources of one task: `map(i)[a:b]` are bytes of source i, and `view(i)[a:b]` the same without a copy."""
 
-    def __init__(self, sources: Sequence[Source], *, mapped: bool) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sequence[Source], *, mapped: bool, scratch: str = "", owner: str = "") -> None:
+        """Take note of the sources.
+
+        Args:
+            sources: local files, or with `scratch` URLs that are fetched when they are used.
+            mapped: map files into memory.
+            scratch: folder for what is fetched, with '/' at its end.
+            owner: job id.
+        """
+        self._sources = list(sources)
         self._mapped = mapped
+        self._scratch = scratch
+        self._owner = owner
+        self._fetched: list[str] = []
         self._maps: dict[int, Any] = {}
         self._used: set[int] = set()
-        self._since_relaxed = 0
 
     def map(self, number: int) -> Any:
         """Open a source, or give the one that is open.
@@ -57,9 +71,14 @@ class SpanSources:
         """
         found = self._maps.get(number)
         if found is None:
-            found = self._maps[number] = self._open(self._sources[number])
+            found = self._maps[number] = self._open(self._local(number))
             self._used.add(number)
         return found
+
+    def view(self, number: int) -> Any:
+        """Give a source for large pieces: views of a map, which cost no copy."""
+        found = self.map(number)
+        return memoryview(found) if isinstance(found, mmap.mmap) else found
 
     def label(self, number: int) -> str:
         """What errors call a source."""
@@ -78,10 +97,11 @@ class SpanSources:
 
     def relax(self, copied_bytes: int) -> None:
         """Give back pages that were copied from, now and then: they stay cached, but count no more as ours."""
-        self._since_relaxed += copied_bytes
-        if self._since_relaxed > _RELAX_BYTES:
-            self._since_relaxed = 0
-            for found in self._maps.values():
+        global _since_relaxed
+        _since_relaxed += copied_bytes
+        if _since_relaxed > _RELAX_BYTES:
+            _since_relaxed = 0
+            for found in _kept.values():
                 if isinstance(found, mmap.mmap):
                     found.madvise(mmap.MADV_DONTNEED)
 
@@ -95,6 +115,31 @@ class SpanSources:
             self._check(self._sources[number], storage.stat(self._sources[number].path).version)
         self._used.clear()
         self._used.update(self._maps)
+
+    def release(self) -> None:
+        """Remove what was fetched."""
+        for path in self._fetched:
+            storage.delete(path)
+        self._fetched.clear()
+
+    def _local(self, number: int) -> Source:
+        """Fetch a source that is elsewhere."""
+        source = self._sources[number]
+        if not self._scratch or storage.scheme_of(source.path) == "file":
+            return source
+        copy = ScratchFile(self._scratch, f"fetched-{os.getpid()}-{secrets.token_hex(4)}.dat", self._owner)
+        try:
+            with storage.open_read(source.path, version=source.version) as stream:
+                block = memoryview(bytearray(1 << 20))
+                while count := stream.readinto(block):
+                    copy.write(block[:count])
+            copy.commit()
+        finally:
+            copy.abort()
+        self._fetched.append(copy.path)
+        here = replace(source, path=copy.path, version=storage.stat(copy.path).version)
+        self._sources[number] = here
+        return here
 
     def _open(self, source: Source) -> Any:
         place = source.path, source.version

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from tarmill.errors import ChangedError, NotFoundError, StorageError
 from tarmill.formats.digest import MASK_128
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
-from tarmill.formats.span_order import MAX_KEY_WIDTH, order_of, runs_of
+from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_span import decode_span, encode_sample
+from tarmill.jobs.copy_writer import VIEW_BYTES, Picks
 from tarmill.jobs.group_values import group_member
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.ordering import cached_ordering
@@ -45,7 +47,8 @@ def spill_batch(task: BatchTask) -> BatchDone:
     batch: list[ShardSpans] = []
     held = 0
     for shard in task.shards:
-        spans = scan_shard(shard, job)
+        with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
+            spans = scan_shard(shard, job)
         done.counts.merge(spans.counts)
         done.members += spans.members
         done.digest = (done.digest + spans.digest) & MASK_128
@@ -100,7 +103,7 @@ class _Batch:
         if len(self.starts):
             order = order_of(self.keys)
             if self.cut:
-                settle_long_keys(order, self.keys, MAX_KEY_WIDTH, self._span_of, self.job)
+                settle_long_keys(order, self.keys, self._span_of, self.job)
             spec = self.job.spec
             writer = RunWriter(url, self.job.job)
             try:
@@ -127,16 +130,16 @@ class _Batch:
 
     def _copied(self, order: NDArray[np.int64], writer: RunWriter) -> NDArray[Any]:
         """Copy the ranges in order: the hot loop of this pass."""
-        meter, map_of, write, sources = current(), self.sources.map, writer.write, self.sources
-        maps: dict[int, Any] = {}
+        meter, write, sources = current(), writer.write, self.sources
+        maps: dict[int, tuple[Any, Any]] = {}
         passed = 0
         lengths = self.lengths[order]
-        columns = (self.source[order].tolist(), self.starts[order].tolist(), lengths.tolist())
-        for source, start, length in zip(*columns, strict=True):
-            span = maps.get(source)
-            if span is None:
-                span = maps[source] = map_of(source)
-            piece = span[start : start + length]
+        picks = Picks(self.source[order], self.starts[order], lengths, lengths, None)
+        for source, start, length in picks.rows():
+            pair = maps.get(source)
+            if pair is None:
+                pair = maps[source] = sources.map(source), sources.view(source)
+            piece = pair[length > VIEW_BYTES][start : start + length]
             if len(piece) != length:
                 raise sources.cut(source)
             write(piece)
@@ -191,7 +194,7 @@ class _Batch:
             first = next(read(samples[:1]))
             value = ordering.group_value(first)
             for record, key in combiner.reduce(value, _chain(first, read(samples[1:]))):
-                data, _ = encode_sample(record, key, spec.key_function)
+                data, _, _ = encode_sample(record, key, spec.key_function)
                 data += group_member(key, value)
                 proof_out += xxh3_128_intdigest(data)
                 kept.append(places.get(id(record), samples[0]))

@@ -44,6 +44,10 @@ class Cuts:
     def __len__(self) -> int:
         return len(self.edges) - 1
 
+    def without(self, empty: NDArray[np.bool_]) -> Cuts:
+        """Leave out shards that would hold nothing; those before them end where the next begins."""
+        return Cuts(self.unit, np.append(self.edges[:-1][~empty], self.edges[-1]))
+
     def places(self, lengths: NDArray[Any], first_sample: int = 0, first_byte: int = 0) -> Ints:
         """Turn the edges into positions among samples that follow each other in the order.
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tarmill.formats.span_order import MAX_KEY_WIDTH, key_bounds
+from tarmill.formats.span_order import is_cut, key_bounds
 from tarmill.planning.external_tasks import Run, Splitter
 
 MARKS_PER_RUN = 512
@@ -50,7 +50,7 @@ def rows_at(keys: NDArray[np.generic], number: int, splitters: Sequence[Splitter
     """
     places = [0]
     for splitter in splitters:
-        whole = not (isinstance(splitter.key, bytes) and len(splitter.key) >= MAX_KEY_WIDTH)
+        whole = not (isinstance(splitter.key, bytes) and is_cut(splitter.key))
         if not whole or number > splitter.run:
             place = key_bounds(keys, splitter.key, "left")  # of cut keys nobody knows the order yet: all go together
         elif number < splitter.run:

@@ -1,0 +1,224 @@
+"""From an order of samples to tasks that write them, and the exact cut of what came out of a reduce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tarmill import storage
+from tarmill.engine.base import Engine
+from tarmill.formats.digest import MASK_128, to_hex
+from tarmill.formats.span_order import Order
+from tarmill.jobs.drive import run_tasks
+from tarmill.jobs.gather import gather
+from tarmill.jobs.reduce_writer import PieceDone, load_piece
+from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.report import Failure
+from tarmill.jobs.scratch_files import MEMORY
+from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts, task_bytes
+from tarmill.planning.span_tasks import GatherTask, Job, Output, Source
+from tarmill.spec import SortSpec
+
+
+@dataclass(slots=True)
+class Samples:
+    """Samples of many sources as columns, one source behind the other: 16 bytes a sample."""
+
+    sources: list[Source]
+    ends: NDArray[np.int64]
+    """For each source how many samples it and those before it have."""
+    starts: NDArray[Any]
+    lengths: NDArray[Any]
+    stems: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def source_of(self, samples: NDArray[Any]) -> NDArray[np.int64]:
+        """Give the source of each sample."""
+        return np.searchsorted(self.ends, samples, "right")
+
+    def span_of(self, sample: int) -> tuple[Source, int, int]:
+        """Tell where one sample lies."""
+        source = int(self.source_of(np.array([sample]))[0])
+        return self.sources[source], int(self.starts[sample]), int(self.lengths[sample])
+
+
+def totals_of(lengths: NDArray[Any]) -> Totals:
+    """Add up samples whose sizes are given in their new order."""
+    size, largest = int(lengths.sum(dtype=np.int64)), int(lengths.max(initial=0))
+    return Totals(len(lengths), size, largest, int(lengths[-1]) if len(lengths) else 0)
+
+
+def places_of(cuts: Cuts, lengths: NDArray[Any], fresh: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+    """Turn cuts into positions among all samples; those between groups move up to where the next group begins."""
+    places = cuts.places(lengths)
+    places[-1] = len(lengths)
+    if fresh is None:
+        return places
+    begins = np.append(np.flatnonzero(fresh), len(lengths))
+    return begins[np.searchsorted(begins, places, "left")]
+
+
+def gather_tasks(
+    job: Job,
+    samples: Samples,
+    order: Order,
+    cuts: Cuts,
+    urls: Sequence[str],
+    done: Collection[int],
+    fresh: NDArray[np.bool_] | None,
+) -> list[GatherTask]:
+    """Share out the outputs that are not done.
+
+    Args:
+        job: for all of them.
+        samples, order: what is written, and its order.
+        cuts: between the outputs.
+        urls: of the outputs.
+        done: numbers of those that are finished.
+        fresh: where groups to reduce begin, in that order; cuts move up to the next.
+    """
+    lengths = samples.lengths[order]
+    places = places_of(cuts, lengths, fresh)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    sizes = ends[places[1:]] - ends[places[:-1]]
+    todo = [number for number in range(len(sizes)) if number not in done]
+    groups = grouped(sizes[todo], task_bytes(int(sizes.sum())))
+    return [
+        _task(index, job, samples, order, places, [(number, urls[number]) for number in todo[begin:end]], fresh)
+        for index, (begin, end) in enumerate(groups)
+    ]
+
+
+def _task(
+    index: int,
+    job: Job,
+    samples: Samples,
+    order: Order,
+    places: NDArray[np.int64],
+    outputs: list[tuple[int, str]],
+    fresh: NDArray[np.bool_] | None,
+) -> GatherTask:
+    slices = [slice(int(places[number]), int(places[number + 1])) for number, _ in outputs]
+    chosen = np.concatenate([order[piece] for piece in slices])
+    used, source = np.unique(samples.source_of(chosen), return_inverse=True)
+    edges = np.cumsum([0, *(piece.stop - piece.start for piece in slices)]).tolist()
+    return GatherTask(
+        index,
+        job,
+        tuple(
+            Output(number, url, begin, end)
+            for (number, url), begin, end in zip(outputs, edges, edges[1:], strict=False)
+        ),
+        tuple(samples.sources[number] for number in used.tolist()),
+        source.astype(np.uint32),
+        samples.starts[chosen],
+        samples.lengths[chosen],
+        samples.stems[chosen],
+        np.concatenate([fresh[piece] for piece in slices]) if fresh is not None else None,
+    )
+
+
+def run_gather(
+    work: Reorder,
+    engine: Engine,
+    stage: str,
+    function: Callable[[Any], Sequence[Any]],
+    tasks: Sequence[Any],
+    take: Callable[[Any], None],
+    total_bytes: int | None = None,
+) -> bool:
+    """Run tasks that write outputs, and take note of each output; False when one failed.
+
+    Args:
+        work: whose report takes failures.
+        engine: runs them.
+        stage: what progress calls it.
+        function: for each task.
+        tasks: to run.
+        take: is called with each output that is finished.
+        total_bytes: that they read in all, where it is known.
+    """
+    work.listener.stage(stage, len(tasks), total_bytes)
+    with closing(run_tasks(engine, function, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.result is not None:
+                for done in outcome.result:
+                    take(done)
+                samples = sum(done.counts.written for done in outcome.result)
+                written = sum(done.counts.written_bytes for done in outcome.result)
+                work.listener.finished(outcome.task.index, samples, written, written)
+            elif outcome.error is not None:
+                work.fail(outcome.task.index, storage.mask(outcome.task.label), outcome.error)
+    return not work.report.failures
+
+
+def cuts_exactly(work: Reorder) -> bool:
+    """Tell whether what comes out of a reduce is cut once more."""
+    return isinstance(work.spec, SortSpec) and work.spec.cuts_exactly
+
+
+class Pieces:
+    """What came out of a reduce, in pieces of scratch files, on its way into shards that are cut exactly."""
+
+    def __init__(self, work: Reorder, samples: int, size_bytes: int) -> None:
+        """Plan the pieces of so many samples, and find those that an earlier run has written."""
+        self._work = work
+        count = max(1, size_bytes // task_bytes(size_bytes)) if samples else 0
+        self.cuts = Cuts("samples", np.arange(count + 1, dtype=np.int64) * samples // max(1, count))
+        stem = f"{work.job.spill}piece-{work.plan.kind}-{samples}-"
+        self.urls = [f"{stem}{number:07d}.dat" for number in range(count)]
+        self.done: dict[int, PieceDone] = {}
+        for number, url in enumerate(self.urls):
+            if (
+                work.job.spill != MEMORY
+                and work.spec.exists != "overwrite"
+                and (found := load_piece(number, url)) is not None
+            ):
+                self.take(found)
+
+    def take(self, found: PieceDone) -> None:
+        """Take note of a finished piece."""
+        self.done[found.number] = found
+        self._work.report.counts.merge(found.counts)
+
+    def cut(self, engine: Engine) -> None:
+        """Cut all pieces into output shards."""
+        work, pieces = self._work, [self.done[number] for number in range(len(self.urls))]
+        proof = sum(piece.proof for piece in pieces) & MASK_128
+        if proof != work.proof & MASK_128:
+            fact = f"{to_hex(proof)} went into the reduce where {to_hex(work.proof)} was found"
+            work.report.failures.append(Failure(-1, "the whole job", f"the proof does not hold: {fact}"))
+            return
+        work.proof = sum(piece.raw_digest for piece in pieces)
+        work.digest = sum(piece.digest for piece in pieces)
+        work.members = sum(piece.members for piece in pieces)
+        samples = _samples_of(pieces)
+        work.samples = len(samples)
+        cuts = plan_cuts(
+            work.spec, work.fixed_count, len(work.inputs), totals_of(samples.lengths), lambda: [samples.lengths]
+        )
+        work.name_outputs(cuts)
+        tasks = gather_tasks(work.job, samples, np.arange(len(samples)), cuts, work.outputs, work.done, None)
+        run_gather(work, engine, "cutting", gather, tasks, work.take)
+
+
+def _samples_of(pieces: Iterable[PieceDone]) -> Samples:
+    found = list(pieces)
+
+    def joined(columns: Iterator[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.empty(0, np.uint32), *columns])
+
+    return Samples(
+        [Source(piece.url, piece.version, piece.url, 0) for piece in found],
+        np.cumsum([len(piece.lengths) for piece in found], dtype=np.int64),
+        joined(np.cumsum(piece.lengths, dtype=np.uint64) - piece.lengths for piece in found),
+        joined(piece.lengths for piece in found),
+        joined(piece.stems for piece in found),
+    )
