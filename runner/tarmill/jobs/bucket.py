@@ -79,7 +79,8 @@ class Bucket:
         if unit == "samples":
             return np.arange(self.first_sample, self.first_sample + len(self.shards))
         ends = np.cumsum(self.picks.lengths, dtype=np.int64)
-        return self.first_byte + ends - self.picks.lengths
+        starts: NDArray[np.int64] = self.first_byte + ends - self.picks.lengths
+        return starts
 
     def release(self) -> None:
         """Remove what was fetched for it."""

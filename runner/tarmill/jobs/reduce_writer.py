@@ -196,7 +196,7 @@ class PieceWriter(_GroupWriter):
             np.array(self._stems, np.uint64).astype(np.uint32),
         )
         if self.job.spill != MEMORY:
-            storage.write_bytes(_piece_file(done.url), _pack(done), owner=self.job.job)
+            storage.write_bytes(piece_file(done.url), _pack(done), owner=self.job.job)
         return done
 
 
@@ -206,7 +206,8 @@ def reduce_writer(job: Job, number: int, url: str) -> ReduceWriter | PieceWriter
     return PieceWriter(job, number, url) if job.spec.cuts_exactly else ReduceWriter(job, number, url)
 
 
-def _piece_file(url: str) -> str:
+def piece_file(url: str) -> str:
+    """Name the file that tells what is in a piece."""
     return f"{url}.idx"
 
 
@@ -225,7 +226,7 @@ def _pack(done: PieceDone) -> list[bytes | memoryview]:
 def load_piece(number: int, url: str) -> PieceDone | None:
     """Read how a piece ended, if it has, and is still there as it was written."""
     try:
-        facts, arrays = unpack_arrays(storage.read_bytes(_piece_file(url)))
+        facts, arrays = unpack_arrays(storage.read_bytes(piece_file(url)))
         if storage.stat(url).version != facts["version"]:
             return None
         proof, raw_digest, digest = (int(facts[name], 16) for name in ("proof", "raw_digest", "digest"))

@@ -15,7 +15,8 @@ from tarmill.jobs.gather import gather
 from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder import Reorder
-from tarmill.jobs.scan import load_scan, scan_shards
+from tarmill.jobs.scan import scan_shards
+from tarmill.jobs.scan_columns import load_scan, scan_file
 from tarmill.planning.cuts import grouped, plan_cuts, task_bytes
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import ScanTask, ShardSpans
@@ -72,6 +73,8 @@ def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[S
                 work.fail(outcome.task.index, outcome.task.label, outcome.error)
             if work.check_limit(counts, final=False):
                 break
+    if work.plan.kind != "memory":
+        work.scratch_files.update(scan_file(work.job.state, task.index) for task in tasks)
     if work.report.failures:
         return None
     return [spans for index in sorted(kept) for spans in kept[index]]

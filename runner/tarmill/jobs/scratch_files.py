@@ -10,7 +10,8 @@ from tarmill.formats.compression import ByteInput
 
 MEMORY = "memory:"
 _held: list[int] = []
-"""Descriptors of files in memory of the job that runs in this process."""
+"""Descriptors of files in memory of the job that runs in this process; the first holds what `gather_memory` took."""
+_PIPE_BYTES = 1 << 30
 
 
 class ScratchFile:
@@ -76,6 +77,36 @@ class Tee:
         block = memoryview(bytearray(1 << 20))
         while self.readinto(block):
             pass
+
+
+def gather_memory(path: str) -> tuple[str, int]:
+    """Move a file in memory behind the others in one large one, since a process may hold only so many open.
+
+    Returns:
+        The path of that file, and where the moved one begins in it.
+    """
+    fd = int(path.rpartition("/")[2])
+    first = _held[0]
+    if fd == first:
+        return path, 0
+    start, left, done = os.fstat(first).st_size, os.fstat(fd).st_size, 0
+    os.lseek(first, start, os.SEEK_SET)
+    while left:
+        step = os.sendfile(first, fd, done, min(left, _PIPE_BYTES))
+        done, left = done + step, left - step
+    os.close(fd)
+    _held.remove(fd)
+    return f"/proc/{os.getpid()}/fd/{first}", start
+
+
+def discard(path: str) -> None:
+    """Remove a committed scratch file that nothing needs any more."""
+    if path.startswith(f"/proc/{os.getpid()}/fd/"):
+        fd = int(path.rpartition("/")[2])
+        _held.remove(fd)
+        os.close(fd)
+    else:
+        storage.delete(path)
 
 
 def release_memory() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from tarmill import storage
@@ -16,7 +19,7 @@ from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
 
-_MAX_OPEN = 512
+_USUAL_OPEN = 256
 _RELAX_BYTES = 64 << 20
 _since_relaxed = 0
 _kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
@@ -71,7 +74,9 @@ class SpanSources:
         """
         found = self._maps.get(number)
         if found is None:
-            found = self._maps[number] = self._open(self._local(number))
+            source = self._local(number)
+            found = self._open(source) if len(self._sources) <= _max_open() else OnDemand(source.path)
+            self._maps[number] = found
             self._used.add(number)
         return found
 
@@ -112,9 +117,9 @@ class SpanSources:
             ChangedError: one is not; what was copied must be thrown away.
         """
         for number in self._used:
-            self._check(self._sources[number], storage.stat(self._sources[number].path).version)
-        self._used.clear()
-        self._used.update(self._maps)
+            source = self._sources[number]
+            if source.version:
+                self._check(source, storage.stat(source.path).version)
 
     def release(self) -> None:
         """Remove what was fetched."""
@@ -152,7 +157,8 @@ class SpanSources:
             raise_os_error(error, source.label, "opening again")
         try:
             found_now = os.fstat(fd)
-            self._check(source, stat_of(source.path, found_now).version)
+            if source.version:
+                self._check(source, stat_of(source.path, found_now).version)
             size = found_now.st_size
             found: Any = (
                 mmap.mmap(fd, size, access=mmap.ACCESS_READ) if self._mapped and size else Unmapped(os.dup(fd), size)
@@ -160,7 +166,7 @@ class SpanSources:
         finally:
             os.close(fd)
         _kept[place] = found
-        while len(_kept) > _MAX_OPEN:
+        while len(_kept) > _max_open():
             _kept.popitem(last=False)  # closed when nothing uses it any more
         return found
 
@@ -171,6 +177,33 @@ class SpanSources:
                 "Run the command again when nothing writes to it",
                 url=source.label,
             )
+
+
+class OnDemand(Unmapped):
+    """Opens its file for each range: where there are more files than a process may hold open."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(-1, os.stat(path).st_size)
+        self._path = path
+
+    def __getitem__(self, where: slice) -> bytes:
+        self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return super().__getitem__(where)
+        finally:
+            os.close(self._fd)
+
+
+@cache
+def _max_open() -> int:
+    """Tell how many files a process may keep mapped, after asking for as many as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16384 if hard == resource.RLIM_INFINITY else min(hard, 16384)
+    if wanted > soft:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(_USUAL_OPEN, soft // 2)
 
 
 def forget_sources() -> None:
