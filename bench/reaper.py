@@ -86,6 +86,7 @@ def main(result_fd: int, limit_s: int, command: list[str]) -> None:
         "peak_rss_bytes": usage.ru_maxrss * 1024,
         "peak_anon_bytes": peak,
         "peak_anon_bytes_of_all": peak_of_all,
+        "read_bytes": usage.ru_inblock * 512,
         "reaped": waited,
         "stopped": stopped_by_us,
     }
