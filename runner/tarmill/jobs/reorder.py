@@ -454,7 +454,7 @@ def _finish(work: Reorder) -> None:
 
 
 def clear_scratch(work: Reorder) -> None:
-    """Remove what the passes of a finished job left for each other, by name; and where that is easy, what else is there.
+    """Remove what the passes of a finished job left for each other, by name, and all of a folder where that is local.
 
     Failing to is told and no failure of the job: its outputs are complete.
     """

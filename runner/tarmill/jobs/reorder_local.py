@@ -90,10 +90,10 @@ def _earlier(work: Reorder, task: ScanTask) -> list[ShardSpans] | None:
 def joined(shards: Sequence[ShardSpans]) -> Samples:
     """Join the columns of all shards; their own are given up."""
     ends = np.cumsum([len(spans.starts) for spans in shards], dtype=np.int64)
-    names = ("starts", "lengths", "stems")
+    names = ("starts", "lengths", "stems", "fields")
     columns = {name: np.concatenate([getattr(spans, name) for spans in shards]) for name in names}
     for spans in shards:
-        spans.starts = spans.lengths = spans.stems = np.empty(0, np.uint32)
+        spans.starts = spans.lengths = spans.stems = spans.fields = np.empty(0, np.uint32)
     return Samples([spans.source for spans in shards], ends, **columns)
 
 
@@ -121,7 +121,7 @@ def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
     samples = joined(shards)
     order = order_all(work, shards, samples)
     work.samples = len(samples)
-    lengths = samples.lengths[order]
+    lengths = samples.sizes(order)
     fresh = None
     if isinstance(work.spec, SortSpec) and work.spec.reduces:
         fresh = runs_of(np.concatenate([spans.groups for spans in shards if spans.groups is not None])[order])

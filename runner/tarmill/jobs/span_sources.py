@@ -20,7 +20,7 @@ from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
 
 _USUAL_OPEN = 256
-_RELAX_BYTES = 64 << 20
+_RELAX_BYTES = 16 << 20
 _since_relaxed = 0
 _kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 """Maps of this process by path and version: to map a file again for every task costs more than to copy from it."""

@@ -73,14 +73,16 @@ class ScanTask:
 
 @dataclass(slots=True)
 class ShardSpans:
-    """The samples of one input shard, as columns; `starts` lie in `source`."""
+    """The samples of one input shard, as columns; `starts` and `lengths` are in tar blocks of `source`."""
 
     ordinal: int
     source: Source
     starts: NDArray[Any]
     lengths: NDArray[Any]
     stems: NDArray[Any]
-    """Low half of the hash of each sample's key, to find equal ones side by side."""
+    """Hash of each sample's key, to find equal ones."""
+    fields: NDArray[Any]
+    """Signature of each sample's fields."""
     keys: NDArray[Any] | None
     """Encoded sort keys; None for a shuffle."""
     keys_cut: bool
@@ -127,6 +129,7 @@ class GatherTask:
     starts: NDArray[Any]
     lengths: NDArray[Any]
     stems: NDArray[Any]
+    fields: NDArray[Any]
     fresh: NDArray[Any] | None
     """Where a group of samples to reduce begins; None where nothing is reduced."""
 
