@@ -129,7 +129,7 @@ def record_of(key: str, values: dict[str, bytes]) -> Record:
 
 
 def reads_back(record: Record, key: str, function: str) -> None:
-    data, digest = encode_sample(record, key, function)
+    data, digest, _ = encode_sample(record, key, function)
     values = fields_of_record(record)
     assert len(data) % 512 == 0
     assert digest == sample_digest(key, values)

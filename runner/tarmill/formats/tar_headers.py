@@ -31,7 +31,7 @@ _CHECKSUM = 8 ** np.arange(5, -1, -1, dtype=np.int64) + 1
 """Weights that give a checksum and the sum of its digits, which the sum over the header holds too;"""
 _CHECKSUM_BYTES = 6 * ord("0") + ord(" ") - 8 * ord(" ")
 """and for these they count as blanks."""
-_COLUMNS = np.arange(100, dtype=np.int16)
+_COLUMNS = np.arange(100, dtype=np.uint8)
 _HEAD_BYTES = 160
 """Name, numbers, checksum and type flag: what stands behind them is mostly the same in all headers."""
 _FILES = b"0\0"
@@ -152,7 +152,7 @@ def parse_first(buffer: Any, at: int, count: int) -> FirstHeader:
         size = _size_of(block)
     if block[156] not in _FILES:
         raise NotPlain("a member that is no plain file")
-    dot = int(_find_dots(np.frombuffer(block, np.uint8).reshape(1, BLOCK))[0])
+    dot = int(_split(np.frombuffer(block, np.uint8).reshape(1, BLOCK))[0][0])
     return FirstHeader(block[: dot + 1], block[dot + 1 : 100].rstrip(b"\0"), size, offset + BLOCK)
 
 
@@ -247,8 +247,7 @@ def _samples(
     blocks: Bytes, at: int, last: bool, found: Ints, starts: Ints, rows: Bytes, sizes: Ints, after: Ints
 ) -> Headers:
     """Group members into samples, and leave out the last one unless it is known to be complete."""
-    dots = _find_dots(rows)
-    stems = _stems(rows, dots)
+    dots, stems, behind = _split(rows)
     fresh = np.ones(len(rows), bool)
     fresh[1:] = stems[1:] != stems[:-1]
     firsts = np.flatnonzero(fresh)
@@ -261,7 +260,7 @@ def _samples(
     begins = at + (found[:members] + 1) * BLOCK
     return Headers(
         stems[firsts].tolist(),
-        _tails(rows[:members], dots, firsts),
+        _tails(rows[:members], dots, firsts, behind),
         begins,
         begins + sizes[:members],
         firsts,
@@ -286,17 +285,43 @@ def _is_end_mark(blocks: Bytes, block: int, last: bool) -> bool:
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-def _find_dots(rows: Bytes) -> Ints:
-    """Find the dot that ends the key in each name: the first one of the last part of its path.
+def _split(rows: Bytes) -> tuple[Ints, Names, bytes]:
+    """Cut each name at the dot that ends its key: the first one of the last part of its path.
 
     Returns:
-        A column for each name, or one for all.
+        The dot's column in each name; the keys with their dots; what stands behind the dots, joined, where all are in
+        one column, else nothing.
     """
-    if (dot := _common_dot(rows)) is not None:
-        return np.array([dot])
+    first = rows[0, :100].tobytes()
+    dot = first.find(b".", first.rfind(b"/") + 1)
+    behind = rows[:, dot + 1 : 100].tobytes()
+    if b"/" not in behind and _all_alike(rows, first.rfind(b"/") + 1, dot):
+        return np.full(len(rows), dot), _joined(rows[:, : dot + 1]), behind
     names = rows[:, :100]
     if ((names[:, 0] == _UNDERSCORE) & (names[:, 1] == _UNDERSCORE)).any():
         raise NotPlain("a name that may be reserved")
+    dots = (names == _DOT).argmax(axis=1)
+    stems = names * (dots.astype(np.uint8)[:, None] >= _COLUMNS)
+    if not _end_keys(dots, names, stems):  # some may stand in the name of a folder
+        dots = _last_dots(names)
+        stems = names * (dots.astype(np.uint8)[:, None] >= _COLUMNS)
+    return dots, _joined(stems), b""
+
+
+def _end_keys(dots: Ints, names: Bytes, stems: Bytes) -> bool:
+    """Tell whether the first dot of each name is in the last part of its path, with a key before it."""
+    each = np.arange(len(names))
+    return bool(
+        dots.all()
+        and (names[each, dots] == _DOT).all()
+        and (names[each, dots - 1] != _SLASH).all()
+        and b"/" not in (names ^ stems).tobytes()
+        and b"\0" not in (stems + (dots[:, None] < _COLUMNS)).tobytes()
+    )
+
+
+def _last_dots(names: Bytes) -> Ints:
+    """Find the first dot of the last part of each path with care."""
     zeros = names == 0
     ends = np.where(zeros.any(axis=1), zeros.argmax(axis=1), 100)
     slashes = names == _SLASH
@@ -308,46 +333,38 @@ def _find_dots(rows: Bytes) -> Ints:
     return dots
 
 
-def _common_dot(rows: Bytes) -> int | None:
-    """Find the dot where the last part of all paths begins in one column and has its first dot in another.
+def _all_alike(rows: Bytes, slash: int, dot: int) -> bool:
+    """Tell whether the last part of all paths begins in one column and has its first dot in another.
 
-    Bytes are searched several times as fast as arrays of them. None is no verdict, only "look closer".
+    Bytes are searched several times as fast as arrays of them. False is no verdict, only "look closer".
     """
-    count, first = len(rows), rows[0, :100].tobytes()
-    slash = first.rfind(b"/") + 1
-    dot = first.find(b".", slash)
     if dot <= slash:
-        return None
-    width = dot + 1
+        return False
+    count, width = len(rows), dot + 1
     keys, last_parts = rows[:, :width].tobytes(), rows[:, slash:dot].tobytes()
-    alike = (
+    return (
         keys[dot::width] == b"." * count
         and (not slash or keys[slash - 1 :: width] == b"/" * count)
         and b"\0" not in keys
         and b"." not in last_parts
         and b"/" not in last_parts
-        and b"/" not in rows[:, width:100].tobytes()
         and not (b"_" in keys[::width] and b"_" in keys[1::width])
     )
-    return dot if alike else None
 
 
-def _stems(rows: Bytes, dots: Ints) -> Names:
-    """Cut out the keys, with their dots."""
-    if len(dots) == 1:
-        stems = np.ascontiguousarray(rows[:, : dots[0] + 1])
-    else:
-        stems = np.where(dots[:, None] >= _COLUMNS, rows[:, :100], np.uint8(0))
-    return stems.view(f"S{stems.shape[1]}").ravel()
+def _joined(table: Bytes) -> Names:
+    """View each row as one string; NULs at its end do not count."""
+    return np.ascontiguousarray(table).view(f"S{table.shape[1]}").ravel()
 
 
-def _tails(rows: Bytes, dots: Ints, firsts: Ints) -> list[bytes]:
+def _tails(rows: Bytes, dots: Ints, firsts: Ints, behind: bytes) -> list[bytes]:
     """Cut out what stands behind the keys, once where all samples have the same (see `Headers`)."""
-    each, odd = divmod(len(rows), len(firsts))
-    if len(dots) == 1 and not odd and (firsts == np.arange(0, len(rows), each)).all():
-        behind = rows[:, dots[0] : 100].tobytes()
-        if behind == behind[: len(behind) // len(firsts)] * len(firsts):
-            rows = rows[:each]
-    names = np.ascontiguousarray(rows[:, :100]).view("S100").ravel().tolist()
-    places = (dots + 1).tolist() if len(dots) > 1 else [int(dots[0]) + 1] * len(names)
-    return [name[at:] for name, at in zip(names, places, strict=False)]
+    members = len(rows)
+    each, odd = divmod(members, len(firsts))
+    if behind and not odd and (firsts == np.arange(0, members, each)).all():
+        width = 99 - int(dots[0])
+        pattern = behind[: width * each]
+        if behind[: width * members] == pattern * len(firsts):
+            return [pattern[at : at + width].rstrip(b"\0") for at in range(0, len(pattern), width)]
+    places = (dots[:members] + 1).tolist()
+    return [name[at:] for name, at in zip(_joined(rows[:, :100]).tolist(), places, strict=True)]

@@ -334,9 +334,12 @@ class _Scanner:
 
 def _refuse_doubled(numbers: list[int], headers: Headers) -> None:
     """See that no sample has a field twice."""
-    bits = np.left_shift(1, np.array(numbers, np.int64))
-    firsts = headers.firsts if len(numbers) == len(headers.begins) else [0]
-    if (np.add.reduceat(bits, firsts) != np.bitwise_or.reduceat(bits, firsts)).any():
+    if len(numbers) < len(headers.begins):  # those of the first sample, as of all
+        doubled = len(set(numbers)) < len(numbers)
+    else:
+        bits = np.left_shift(1, np.array(numbers, np.int64))
+        doubled = (np.add.reduceat(bits, headers.firsts) != np.bitwise_or.reduceat(bits, headers.firsts)).any()
+    if doubled:
         raise NotPlain("a field comes twice")
 
 

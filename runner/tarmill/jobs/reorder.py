@@ -104,9 +104,11 @@ class Reorder:
         refuse_inputs([found.shard for found in self.inputs], self.outputs, self.spec.output)
         if self.spec.exists == "overwrite":
             return
+        if self.spec.exists == "fail":
+            refuse_existing(self.outputs, self.job.job)
         self.done = self.folder.finished(range(count), self.outputs)
         others = [url for number, url in enumerate(self.outputs) if number not in self.done]
-        if not self.folder.has_begun() or self.spec.exists == "fail":
+        if not self.folder.has_begun():
             refuse_existing(others, self.job.job)
         for found in self.done.values():
             self.take(found)
@@ -219,7 +221,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
     spill, scratch = _scratch_places(options, where, job)
-    facts = _facts(spec, options, inputs, scratch)
+    facts, cores = _facts(spec, options, inputs, scratch), len(os.sched_getaffinity(0))
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
@@ -241,7 +243,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
             scratch,
             where.removesuffix(f"_tarmill/{job}/"),
             seed,
-            not options.scheduler,
+            not options.scheduler and plan.kind != "memory" and (options.workers or cores) > 1,
             settings,
         ),
         folder,
@@ -368,8 +370,11 @@ def _begin(work: Reorder) -> None:
             f"{work.folder.url.replace(job, other)}`, or allow it with --exists overwrite",
             job=other,
         )
-    if not work.out.is_open and spec.exists != "overwrite" and (spec.exists == "fail" or not work.folder.has_begun()):
-        refuse_existing(work.out.expand(), job)
+    if not work.out.is_open:
+        outputs = work.out.expand()
+        refuse_inputs([found.shard for found in work.inputs], outputs, spec.output)
+        if spec.exists == "fail" or (spec.exists == "resume" and not work.folder.has_begun()):
+            refuse_existing(outputs, job)
     work.sweep()
     if spec.exists == "overwrite":
         work.stale = _shards_before(work.manifest)

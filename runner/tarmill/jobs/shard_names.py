@@ -41,7 +41,8 @@ class ShardNames:
         self._stems: Hashes = np.empty(0, np.uint64)
         """Sorted hashes of the keys in the pieces before, and the fields with which each came first."""
         self._fields: Signatures = np.empty(0, np.uint32)
-        self._last = -1
+        self._last = self._named = -1
+        """Hash of the key of the last sample, and of the last one that was given."""
         self._given: dict[int, int] = {}
         """Hash of each key that was given -> signature of its sample."""
         self._numbers: dict[str, int] = {}
@@ -93,10 +94,10 @@ class ShardNames:
         self._piece = np.empty(0, np.uint64), np.empty(0, np.int64)
         self._position, self._signature = 0, signature
         known = self._given.get(found)
-        clash = found == self._last or (known is not None and known != signature)
-        name = self.another(key) if clash else self.take(key)
-        self._last = self._named
-        return name
+        beside = found in (self._last, self._named)
+        clash = beside or (known is not None and known != signature)
+        self._last = found
+        return self.another(key) if clash else self.take(key)
 
     def _static(self, stems: Hashes, fields: Signatures) -> NDArray[np.int64]:
         """Find the samples that clash with one before them under its own key."""

@@ -161,7 +161,9 @@ class SpanSources:
                 self._check(source, stat_of(source.path, found_now).version)
             size = found_now.st_size
             found: Any = (
-                mmap.mmap(fd, size, access=mmap.ACCESS_READ) if self._mapped and size else Unmapped(os.dup(fd), size)
+                mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+                if size and (self._mapped or not source.version)
+                else Unmapped(os.dup(fd), size)
             )
         finally:
             os.close(fd)

@@ -28,7 +28,7 @@ class Source:
 
     path: str
     version: str
-    """As `storage.stat` gave it when the ranges were found."""
+    """As `storage.stat` gave it when the ranges were found; "" for files in memory, which nobody else can change."""
     label: str
     part: int
 
@@ -51,7 +51,8 @@ class Job:
     """Folder of the outputs: what names in manifests are relative to."""
     seed: int
     mapped: bool
-    """Whether local files are mapped into memory (not under Dask, which counts that as used memory)."""
+    """Whether local files are mapped into memory: not under Dask, which counts that as used memory, nor in the process
+    of the command itself, which a file that becomes shorter while it is copied would end."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 
