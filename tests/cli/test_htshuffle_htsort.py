@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from support.maps import bytes_of, command, counts_balance, read_json
 from support.reorders import keys_in, manifest_of, put_records, put_shards, samples_in
 
-from tarmill.cli import htshuffle, htsort, main
+from tarmill.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call(*arguments: str) -> Result:
     """Run `tarmill ...` in this process, without workers unless the test asks for them."""
     here = ("-j", "1") if arguments[0] in ("shuffle", "sort", "run") and not {"-j", "--help"} & {*arguments} else ()
-    own = {"shuffle": htshuffle.command, "sort": htsort.command}.get(arguments[0])
-    return CliRunner().invoke(own or main.command, [*arguments[own is not None :], *here])
+    return CliRunner().invoke(main.command, [*arguments, *here])
 
 
 def good(*arguments: str) -> Result:
@@ -46,18 +45,8 @@ tools = pytest.mark.parametrize("tool", ["shuffle", "sort"])
 # Commands
 
 
-NOT_THERE = pytest.mark.xfail(strict=True, reason="tarmill has no such command")
-
-
 @pytest.mark.parametrize(
-    "tool",
-    [
-        ["htshuffle"],
-        ["htsort"],
-        pytest.param(["tarmill", "shuffle"], marks=NOT_THERE),
-        pytest.param(["tarmill", "sort"], marks=NOT_THERE),
-    ],
-    ids=" ".join,
+    "tool", [["htshuffle"], ["htsort"], ["tarmill", "shuffle"], ["tarmill", "sort"]], ids=" ".join
 )
 def test_the_commands_write_shards_and_keep_standard_output_for_data(folder: Path, tool: list[str]) -> None:
     done = command([*tool[1:], "in-@3.tar", "sub/out-@2.tar"], folder, tool=tool[0])
