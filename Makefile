@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 BENCH := $(BIN)/python bench/run.py
 
-.PHONY: help demo test quick test-full lint docs bench bench-check clean
+.PHONY: help demo test quick test-full lint docs bench bench-check bench-large clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make docs         write the generated parts of docs/ again'
 	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
+	@echo 'make bench-large  shuffle and sort of 1 to 20 GB in 512 MB of memory; takes an hour and 70 GB of disk'
 	@echo 'make clean        remove what these made'
 
 # -- what the rest needs ----------------------------------------------------------------------------------------------
@@ -88,6 +89,9 @@ bench-check: $(VENV)/.test nginx
 bench: $(VENV)/.test nginx
 	$(BENCH) --json bench/out/bench.json
 	$(BIN)/python bench/report.py bench/out/bench.json --write docs/benchmark.md
+
+bench-large: $(VENV)/.test
+	$(BIN)/python bench/large.py --json bench/out/large.json --write docs/performance.md
 
 clean:
 	rm -rf $(VENV) $(DEMO) bench/data bench/out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from measure import Cost
 
+INDEX_BYTES = 24
+
 
 @dataclass(slots=True)
 class Figures:
@@ -19,6 +21,7 @@ class Figures:
     starts: list[Cost] = field(default_factory=list)
     """Over a single sample: what the tool costs before the work begins."""
     largest_sample: int = 0
+    key_bytes: int = 0
 
     @property
     def cpu_us(self) -> float:
@@ -45,6 +48,16 @@ class Figures:
         """Peak memory of the largest process, in 10^6 bytes."""
         return max(run.peak_rss_bytes for run in self.runs) / 1e6
 
+    @property
+    def peak_anon_mb(self) -> float:
+        """Peak of the anonymous memory of one process, without mapped files, in 10^6 bytes."""
+        return max(run.peak_anon_bytes for run in self.runs) / 1e6
+
+    @property
+    def index_mb(self) -> float:
+        """What an index of all samples may take: place, length, order and key of each, in 10^6 bytes."""
+        return self.samples * (INDEX_BYTES + self.key_bytes) / 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -60,7 +73,7 @@ class Bar:
     """What `--check` insists on, where it is not what is required: a figure that was missed so far must not get worse,
     and one that was reached by a little must not fail a change for the machine's mood."""
     measure: str = "cpu"
-    """cpu (first row / second row), wall (same), rss, or http (first / (second + third))."""
+    """cpu (first row / second row), wall (same), rss, anon, seconds, or http (first / (second + third))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,12 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether it is no worse than the floor that `--check` insists on."""
-        return not self.judged or self.reaches(self.bar.required if self.bar.floor is None else self.bar.floor)
+        """Whether it is no worse than the floor that `--check` insists on; seconds have none."""
+        return (
+            not self.judged
+            or self.bar.measure == "seconds"
+            or self.reaches(self.bar.required if self.bar.floor is None else self.bar.floor)
+        )
 
     @property
     def word(self) -> str:
@@ -113,6 +130,26 @@ def _over_http(name: str) -> Bar:
     return Bar(f"map {name}, http: htmapper / (files + curl)", rows, 1.5, None, at_most=True, floor=1.8, measure="http")
 
 
+def _reshuffle(name: str, plan: str, required: float, hoped: float, floor: float) -> Bar:
+    ours = "htshuffle external" if plan == "external" else "htshuffle"
+    theirs = f"{name}.unique/shuffle/webdataset"
+    return _against(
+        f"shuffle {name}, {plan}: webdataset / ours", theirs, f"{name}.unique/shuffle/{ours}", required, hoped, floor
+    )
+
+
+def _wall_of_cat(name: str, plan: str, required: float, hoped: float, floor: float) -> Bar:
+    ours = "htshuffle external -j 2" if plan == "external" else "htshuffle -j 2"
+    rows = (f"{name}.unique/shuffle/{ours}", f"{name}.unique/copy/cat")
+    title = f"shuffle {name}, {plan}: wall time, 2 processes / cat"
+    return Bar(title, rows, required, hoped, at_most=True, floor=floor, measure="wall")
+
+
+def _sort(name: str) -> Bar:
+    rows = (f"{name}.unique/sort/htsort", f"{name}.unique/shuffle/htshuffle")
+    return Bar(f"sort {name} by key: htsort / htshuffle", rows, 1.5, 1.15, at_most=True, floor=1.6)
+
+
 BARS = [
     _against("read text: webdataset / tarmill", "text/read/webdataset", "text/read/tarmill", 10, 15, 8.5),
     _against("read images: webdataset / tarmill", "images/read/webdataset", "images/read/tarmill", 4, 5.5, 3.3),
@@ -136,6 +173,18 @@ BARS = [
     Bar("map images: htmapper / cat", ("images/map/htmapper", "images/copy/cat"), 2, 1.5, at_most=True, floor=2.5),
     _two_processes("text"),
     _two_processes("images"),
+    _reshuffle("text", "local", 22, 35, 9),
+    _reshuffle("images", "local", 3, 4, 2.1),
+    _reshuffle("text", "external", 14, 24, 7),
+    _reshuffle("images", "external", 1.4, 1.9, 1.1),
+    _wall_of_cat("text", "local", 3, 2, 4),
+    _wall_of_cat("images", "local", 1.4, 1.0, 2.5),
+    _wall_of_cat("text", "external", 5, 3, 7),
+    _wall_of_cat("images", "external", 5, 3, 8),
+    _sort("text"),
+    _sort("images"),
+    Bar("sort an index of 10 million keys, CPU s", ("keys/sort/order_of",), 6, None, at_most=True, measure="seconds"),
+    _against("sort an index: numpy's argsort / ours", "keys/sort/numpy", "keys/sort/order_of", 1, 1.5, 0.7),
     Bar(
         "peak memory of a process, MB above the largest sample",
         ("*",),
@@ -144,11 +193,20 @@ BARS = [
         at_most=True,
         measure="rss",
     ),
+    Bar(
+        "shuffle, sort: peak anonymous memory of a process, MB above the largest sample and the index",
+        ("*",),
+        80,
+        None,
+        at_most=True,
+        measure="anon",
+    ),
     _over_http("text"),
     _over_http("images"),
 ]
 
 OURS = ("tarmill", "htmapper", "htmapper -j 2", "htextract")
+REORDERS = ("htshuffle", "htsort")
 
 
 def judge(results: Mapping[str, Figures], parallel: float) -> list[Verdict]:
@@ -167,11 +225,18 @@ def _judge(bar: Bar, results: Mapping[str, Figures], parallel: float) -> Verdict
         if not ours:
             return None
         return Verdict(bar, max(one.peak_rss_mb - one.largest_sample / 1e6 for one in ours), None)
+    if bar.measure == "anon":
+        ours = [one for name, one in results.items() if name.rsplit("/", 1)[1].split()[0] in REORDERS]
+        if not ours:
+            return None
+        return Verdict(bar, max(one.peak_anon_mb - one.largest_sample / 1e6 - one.index_mb for one in ours), None)
     if not all(row in results for row in bar.rows):
         return None
     rows = [results[row] for row in bar.rows]
     if bar.measure == "wall":
         return Verdict(bar, rows[0].wall_s / rows[1].wall_s, _net_wall(rows), judged=parallel >= 1.8)
+    if bar.measure == "seconds":
+        return Verdict(bar, statistics.median(run.cpu_s for run in rows[0].runs), None)
     if bar.measure == "http":
         net = rows[0].net_us / (rows[1].net_us + rows[2].net_us)
         return Verdict(bar, rows[0].cpu_us / (rows[1].cpu_us + rows[2].cpu_us), net)

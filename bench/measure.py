@@ -35,7 +35,13 @@ class Cost:
     """User and system time of the process, its children and their children, start-up included."""
     wall_s: float
     peak_rss_bytes: int
-    """Of the largest process of the tree; pages shared with others count in full."""
+    """Of the largest process of the tree; pages shared with others, and of mapped files, count in full."""
+    peak_anon_bytes: int
+    """Anonymous memory of the largest process, seen every 10 ms: without mapped files."""
+    peak_anon_bytes_of_all: int
+    """The same of all processes at once; pages that they share are counted in each."""
+    read_bytes: int
+    """From a disk, not from the page cache."""
     stdout: bytes
 
 
@@ -78,4 +84,5 @@ def measure(command: Sequence[str], *, stdout: Path | None = None, limit_s: int 
             raise BenchError(f"`{shown}` was not done after {limit_s} s, or left processes behind:\n{complaint}")
         if told["status"] != 0:
             raise BenchError(f"`{shown}` ended with status {told['status']}:\n{complaint}")
-        return Cost(told["cpu_s"], told["wall_s"], told["peak_rss_bytes"], kept.read())
+        figures = ("cpu_s", "wall_s", "peak_rss_bytes", "peak_anon_bytes", "peak_anon_bytes_of_all", "read_bytes")
+        return Cost(*(told[name] for name in figures), stdout=kept.read())

@@ -14,7 +14,17 @@ from typing import Any
 START, END = "<!-- figures: written by bench/report.py -->", "<!-- end of figures -->"
 
 BAR_HEADER = ("ratio", "required", "hoped", "measured", "without start-up", "result")
-ROW_HEADER = ("set", "job", "tool", "CPU us/sample", "without start-up", "start-up CPU s", "wall s", "peak MB")
+ROW_HEADER = (
+    "set",
+    "job",
+    "tool",
+    "CPU us/sample",
+    "without start-up",
+    "start-up CPU s",
+    "wall s",
+    "peak MB",
+    "anonymous MB",
+)
 
 
 def bar_lines(bars: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -38,6 +48,7 @@ def row_lines(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
             f"{row['start_s']:.3f}",
             f"{row['wall_s']:.2f}",
             f"{row['peak_rss_mb']:.0f}",
+            f"{row['peak_anon_mb']:.0f}",
         )
         for name, row in rows.items()
     ]
@@ -47,7 +58,11 @@ def about(figures: Mapping[str, Any]) -> str:
     """Say on what, where and how the figures were measured."""
     machine = figures["machine"]
     sets = ", ".join(
-        f"{name} {facts['bytes_on_disk'] / 1e6:.0f} MB on disk, {facts['samples']:,} samples by links"
+        (
+            f"{name} {facts['bytes'] / 1e6:,.0f} MB in memory, {facts['samples']:,} samples with unlike keys"
+            if facts["unique_keys"]
+            else f"{name} {facts['bytes_on_disk'] / 1e6:.0f} MB on disk, {facts['samples']:,} samples by links"
+        )
         for name, facts in figures["sets"].items()
     )
     return (

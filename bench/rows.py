@@ -8,16 +8,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from measure import BenchError
-from sets import View, digest_of_shards
+from sets import View, digest_of_shards, keys_of_shards
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 TOOLS = Path(sys.executable).parent
-"""htmapper and htextract of this very environment."""
+"""htmapper and the others of this very environment."""
 IDENTITY = str(PEERS / "identity.py")
+MEMORY = "512MB"
+"""What a shuffle or sort may use, so that it does not depend on what the machine has free."""
 
 Command = Callable[[View, str], list[str]]
 Check = Callable[[View, Path, bytes, bool], None]
@@ -41,6 +44,8 @@ class Row:
     """Left out of the quick batch: no bar needs it."""
     remote: bool = False
     """Reads and writes through the web server: `where to write` is a URL."""
+    times_itself: bool = False
+    """Its CPU time is the number that it prints first: making its input up costs more than the job."""
 
     @property
     def name(self) -> str:
@@ -77,6 +82,28 @@ def htextract(view: View, _: str) -> list[str]:
 def webdataset_extract(view: View, _: str) -> list[str]:
     """Make the command of webdataset's nearest to it."""
     return [sys.executable, str(PEERS / "webdataset_extract.py"), "--field", view.field, *view.shards]
+
+
+def reorder(tool: str, plan: str, workers: int) -> Command:
+    """Make the command of a shuffle or sort; as many output shards as there are inputs."""
+
+    def command(view: View, target: str) -> list[str]:
+        options = ["--plan", plan, "-j", str(workers), "--memory", MEMORY]
+        return [str(TOOLS / tool), *options, view.pattern, f"{target}/out-@{len(view.shards)}.tar"]
+
+    return command
+
+
+def webdataset_reshuffle(view: View, target: str) -> list[str]:
+    """Make webdataset's command for as many output shards as there are inputs."""
+    most = -(-view.samples // len(view.shards))
+    command = [sys.executable, str(PEERS / "webdataset_reshuffle.py"), "--maxcount", str(most)]
+    return [*command, "--out", target, *view.shards]
+
+
+def sort_index(by: str) -> Command:
+    """Make the command that sorts keys without any samples."""
+    return lambda view, _: [sys.executable, str(PEERS / "sort_index.py"), str(view.samples), "--by", by]
 
 
 def curl(view: View, target: str) -> list[str]:
@@ -149,6 +176,41 @@ def copies_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None
         raise BenchError(f"{len(shards)} shards with {size} bytes written for {len(view.shards)} of {view.tar_bytes}")
 
 
+def reorders_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a shuffle or sort: every key once, in as many shards as went in; thoroughly the contents too."""
+    _expect(len(files_in(out)), len(view.shards), "shards written")
+    _expect(sorted(keys_of_shards(files_in(out))), _sorted_keys(tuple(view.shards)), "keys of the samples written")
+    if thorough:
+        _expect(digest_of_shards(files_in(out)), (view.samples, view.digest), "samples written")
+
+
+def shuffles_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a shuffle over all samples: one moves by a third of their number in the mean, through no buffer."""
+    reorders_samples(view, out, stdout, thorough)
+    before = {key: place for place, key in enumerate(keys_of_shards(map(Path, view.shards)))}
+    moves = [abs(place - before[key]) for place, key in enumerate(keys_of_shards(files_in(out)))]
+    mean = sum(moves) / len(moves) ** 2
+    if len(moves) > 1000 and not 0.3 < mean < 0.37:
+        raise BenchError(f"samples have moved by {mean:.3f} of their number in the mean: that is no shuffle")
+
+
+def sorts_samples(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a sort by key."""
+    reorders_samples(view, out, stdout, thorough)
+    if keys_of_shards(files_in(out)) != _sorted_keys(tuple(view.shards)):
+        raise BenchError("the samples written are not in the order of their keys")
+
+
+def sorts_index(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove a sort of keys alone, which looks at its result itself."""
+    _expect(stdout.split()[1:], [b"1"], "keys in order")
+
+
+@cache
+def _sorted_keys(shards: tuple[str, ...]) -> list[bytes]:
+    return sorted(keys_of_shards(map(Path, shards)))
+
+
 def extracts_rows(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
     """Prove the rows of an extraction by their number, and thoroughly by what webdataset's script prints too."""
     rows = b"".join(path.read_bytes() for path in files_in(out))
@@ -211,10 +273,26 @@ def _rows(http: bool) -> Iterable[Row]:
     level = peer("webdataset_copy.py", "--level", "1", out=True)
     yield Row("text.gz", "map", "webdataset, level 1", level, copies_samples, full_only=True)
     yield Row("text.gz", "map", "htmapper", htmapper("-j", "1"), copies_samples)
+    yield from _reorder_rows()
     if http:
         for name in ("images", "text"):
             yield Row(name, "http", "curl", curl, copies_samples, remote=True)
             yield Row(name, "http", "htmapper", htmapper("-j", "1"), copies_samples, remote=True)
+
+
+def _reorder_rows() -> Iterable[Row]:
+    """List the rows of shuffles and sorts. For these one way to use memory: `--memory` of half a gigabyte."""
+    for name in ("images.unique", "text.unique"):
+        yield Row(name, "copy", "cat", lambda v, _: ["cat", *v.shards], same_bytes, stdout_to_file=True)
+        yield Row(name, "shuffle", "webdataset", webdataset_reshuffle, reorders_samples)
+        for workers, end in ((1, ""), (2, " -j 2")):
+            for plan, middle in (("local", ""), ("external", " external")):
+                command = reorder("htshuffle", plan, workers)
+                yield Row(name, "shuffle", f"htshuffle{middle}{end}", command, shuffles_samples)
+        yield Row(name, "sort", "htsort", reorder("htsort", "local", 1), sorts_samples)
+        yield Row(name, "sort", "htsort external", reorder("htsort", "external", 1), sorts_samples, full_only=True)
+    for tool, by in (("order_of", "order_of"), ("numpy", "argsort")):
+        yield Row("keys", "sort", tool, sort_index(by), sorts_index, times_itself=True, full_only=tool == "numpy")
 
 
 def command_of(row: Row, view: View, target: str, thorough: bool) -> list[str]:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from webserver import find_nginx, serve
 
 Views = dict[str, tuple[View, View, View]]
 BASE, VIEW, ONE = range(3)
+SLOW_S = 4.0
 BURN = "n = 0\nfor i in range(12_000_000): n += i"
 PEERS = ("tarmill", "webdataset", "numpy", "isal", "xxhash", "urllib3")
 
@@ -45,8 +46,9 @@ class Batch:
         self.scratch = scratch
         self.server = server
         self.results = {
-            row.name: Figures(views[row.set][VIEW].samples, largest_sample=views[row.set][VIEW].largest_sample)
+            row.name: Figures(view.samples, largest_sample=view.largest_sample, key_bytes=view.key_bytes)
             for row in rows
+            for view in [views[row.set][VIEW]]
         }
         self.burns: list[tuple[float, float]] = []
         self.count = 0
@@ -74,11 +76,11 @@ class Batch:
         """Run every row (or those named) once, over the long view and over a single sample.
 
         Args:
-            spare_slow: leave out rows that took longer than 10 s before.
+            spare_slow: leave out rows that took longer than `SLOW_S` before.
         """
         for row in self.rows:
             figures = self.results[row.name]
-            if spare_slow and figures.runs and figures.runs[-1].cpu_s > 10:
+            if spare_slow and figures.runs and figures.runs[-1].cpu_s > SLOW_S:
                 continue
             if names is None or row.name in names or "*" in names:
                 figures.starts.append(self.run(row, ONE))
@@ -101,7 +103,7 @@ class Batch:
             stdout = out / "stdout" if row.stdout_to_file else None
             cost = measure(command_of(row, asked, target, thorough), stdout=stdout)
             row.check(view, out, cost.stdout, thorough)
-            return cost
+            return replace(cost, cpu_s=float(cost.stdout.split()[0])) if row.times_itself else cost
         except BenchError as error:
             raise BenchError(f"{row.name}: {error}") from error
         finally:
@@ -120,8 +122,27 @@ class Batch:
 
 
 def largest_output(views: Views) -> int:
-    """Tell how many bytes a row may write; long lists are only read."""
-    return max((view.tar_bytes for name, (_, view, _) in views.items() if not name.endswith(".long")), default=0)
+    """Tell how many bytes a row may have written at once, scratch files too; long lists are only read."""
+    written = (
+        view.tar_bytes * (2 if name.endswith(".unique") else 1)
+        for name, (_, view, _) in views.items()
+        if not name.endswith(".long")
+    )
+    return max(written, default=0)
+
+
+def make_views(rows: list[Row], options: argparse.Namespace, memory: Path) -> Views:
+    """Make the sets that rows need."""
+    views: Views = {}
+    for name in dict.fromkeys(row.set for row in rows):
+        plain, _, variant = name.partition(".")
+        if name == "keys":
+            views[name] = sets.make_keys(options.scale)
+        elif variant == "unique":
+            views[name] = sets.make_unique(plain, options.scale, options.data, memory)
+        else:
+            views[name] = sets.make(name, options.scale, options.data)
+    return views
 
 
 def burn() -> tuple[float, float]:
@@ -163,6 +184,7 @@ def as_json(batch: Batch, verdicts: list[Verdict], options: argparse.Namespace) 
             "start_s": figures.start_s,
             "wall_s": figures.wall_s,
             "peak_rss_mb": figures.peak_rss_mb,
+            "peak_anon_mb": figures.peak_anon_mb,
             "cpu_s_of_runs": [run.cpu_s for run in figures.runs],
             "wall_s_of_runs": [run.wall_s for run in figures.runs],
         }
@@ -173,8 +195,15 @@ def as_json(batch: Batch, verdicts: list[Verdict], options: argparse.Namespace) 
         for verdict in verdicts
     ]
     data = {
-        name: {"samples_on_disk": base.samples, "bytes_on_disk": base.tar_bytes, "samples": view.samples}
+        name: {
+            "samples_on_disk": base.samples,
+            "bytes_on_disk": base.tar_bytes,
+            "samples": view.samples,
+            "bytes": view.tar_bytes,
+            "unique_keys": bool(view.key_bytes),
+        }
         for name, (base, view, _) in batch.views.items()
+        if view.shards
     }
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -211,12 +240,10 @@ def main() -> int:
         print("nginx was not found: the http rows are left out", file=sys.stderr)
         http = False
     rows = [row for row in all_rows(not options.check, http) if not options.only or options.only in row.name]
-    views: Views = {
-        name: sets.make(name, options.scale, options.data) for name in dict.fromkeys(row.set for row in rows)
-    }
     with ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="tarmill-bench-", dir=scratch_folder()))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        views = make_views(rows, options, scratch)
         needed = 2 * largest_output(views)
         if (free := shutil.disk_usage(scratch).free) < needed:
             print(f"{scratch} has {free} bytes free, {needed} are needed: use a smaller --scale", file=sys.stderr)

@@ -6,6 +6,10 @@ tiny    .cls of 2 bytes and .id of 16: 99 % of the shard is tar
 
 Each set is a few shards on disk (`base`) and a longer list of names that link to them (`view`): a job over the view is
 long enough for start-up not to swamp it, while the whole data stays near 100 MB. Every tool gets the same names.
+
+Samples to be sorted should not have their keys from 16 links to one shard. "text.unique" and "images.unique" are real
+copies whose keys all differ, as long as the lists of links, on a memory file system for as long as the batch runs. Only
+digits of names are patched, and the checksums of their headers; the bytes beside them are those of the base.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import mmap
 import random
 import shutil
 import tarfile
@@ -23,11 +28,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 Fields = dict[str, bytes]
 
 FORMAT = 4  # raised when the bytes of the sets change: makes the old ones stale
 ONE = "one"
 HALF_MASK = (1 << 128) - 1
+DIGITS = 8
+"""Of a sample's number in its key: all keys of a set are equally long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ class View:
     field: str
     """The small field that an extraction asks for."""
     largest_sample: int
+    key_bytes: int = 0
+    """Length of each key, where keys differ."""
 
 
 def sample_digest(key: str, fields: Fields) -> int:
@@ -105,6 +117,119 @@ def make(name: str, scale: float, folder: Path) -> tuple[View, View, View]:
         _build(plan, samples, home, suffix)
     base, view, one = (_placed(home.resolve(), facts) for facts in json.loads(stamp.read_text()))
     return base, view, one
+
+
+def make_unique(name: str, scale: float, folder: Path, memory: Path) -> tuple[View, View, View]:
+    """Make a set of samples whose keys all differ, and return it as `make` does; base is two shards of the view.
+
+    Args:
+        name: a plan's.
+        scale: as for `make`.
+        folder: where the set that is copied from is kept.
+        memory: where the copies go.
+    """
+    plan = PLANS[name]
+    base, linked, one = make(name, scale, folder)
+    home = memory / f"{name}.unique"
+    template = Template(Path(base.shards[0]), name)
+    for kind, count in (("base", min(2, plan.links)), ("view", plan.links)):
+        (home / kind).mkdir(parents=True)
+        for index in range(count):
+            shard = home / kind / f"{name}-{index:06d}.tar"
+            if kind == "base":
+                shard.symlink_to(Path("..") / "view" / shard.name)
+            else:
+                template.write(shard, index)
+
+    def view(kind: str, count: int) -> View:
+        shards = sorted(str(shard) for shard in (home / kind).iterdir())
+        return replace(
+            linked,
+            name=f"{name}.unique",
+            shards=shards,
+            pattern=str(home / kind / f"{name}-{{000000..{count - 1:06d}}}.tar"),
+            samples=base.samples * count,
+            members=base.members * count,
+            tar_bytes=base.tar_bytes * count,
+            digest=digest_of_shards(map(Path, shards))[1] if kind == "base" else "",
+            key_bytes=template.key_bytes,
+        )
+
+    short, long = (view(kind, len(list((home / kind).iterdir()))) for kind in ("base", "view"))
+    return short, long, replace(one, name=f"{name}.unique", key_bytes=template.key_bytes)
+
+
+def make_keys(scale: float) -> tuple[View, View, View]:
+    """Name a number of keys that a row makes up itself, in the three lengths."""
+    counts = (1_000_000, int(10_000_000 * min(1.0, scale)), 1)
+    return tuple(View("keys", [], "", count, 0, 0, "", "", 0, 16) for count in counts)  # type: ignore[return-value]
+
+
+class Template:
+    """A shard of which copies are made that differ in their keys."""
+
+    def __init__(self, shard: Path, prefix: str) -> None:
+        self.data = np.fromfile(shard, np.uint8)
+        keys, places = [], []
+        for at, name in headers_of(memoryview(self.data)):
+            key, _, _ = name.decode().partition(".")
+            keys.append(key)
+            places.append(at)
+        folder, _, digits = keys[0].rpartition("/")
+        assert (folder, len(digits)) == (prefix, DIGITS), keys[0]
+        self.key_bytes = len(keys[0])
+        _, sample = np.unique(keys, return_inverse=True)
+        self.sample: NDArray[Any] = sample
+        self.samples = int(sample.max()) + 1
+        at_digits = len(prefix) + 1 + np.arange(DIGITS)
+        self.places: NDArray[Any] = np.array(places)
+        self.digits = self.places[:, None] + at_digits
+        self.checksums = self.places[:, None] + np.arange(148, 154)
+        old = self.data[self.checksums] - ord("0")
+        self.rest = old.astype(np.int64) @ (8 ** np.arange(5, -1, -1)) - self.data[self.digits].sum(
+            axis=1, dtype=np.int64
+        )
+
+    def write(self, path: Path, copy: int) -> None:
+        """Write one copy; the keys of all copies together are as good as random, and no two are the same."""
+        number = _mixed((self.sample + copy * self.samples).astype(np.uint32))
+        text = _HEX[number.astype(">u4").view(np.uint8)].reshape(len(number), DIGITS)
+        self.data[self.digits] = text
+        checksum = self.rest + text.sum(axis=1, dtype=np.int64)
+        self.data[self.checksums] = ord("0") + (checksum[:, None] >> np.arange(15, -1, -3) & 7)
+        self.data.tofile(path)
+
+
+def _mixed(number: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Permute the numbers of 32 bits at random (MurmurHash3's closing step, each part of which can be undone)."""
+    number = (number ^ number >> 16) * np.uint32(0x85EBCA6B)
+    number = (number ^ number >> 13) * np.uint32(0xC2B2AE35)
+    return number ^ number >> 16
+
+
+_HEX = np.frombuffer(b"".join(b"%02x" % number for number in range(256)), "u1").reshape(256, 2)
+
+
+def headers_of(data: memoryview | mmap.mmap) -> Iterator[tuple[int, bytes]]:
+    """Go through the headers of a shard of plain USTAR: where each is, and its name."""
+    at = 0
+    while data[at]:
+        yield at, bytes(data[at : at + 100]).rstrip(b"\0")
+        at += 512 + (int(bytes(data[at + 124 : at + 135]), 8) + 511 & ~511)
+
+
+def keys_of_shards(shards: Iterable[Path]) -> list[bytes]:
+    """List the keys of all samples of such shards in the order in which they stand there."""
+    keys: list[bytes] = []
+    for shard in shards:
+        last = b""
+        with shard.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for _, name in headers_of(data):
+                key = name[: name.index(b".", name.rfind(b"/") + 1)]
+                if key != last:
+                    keys.append(key)
+                last = key
+    return keys
 
 
 def _placed(home: Path, facts: dict[str, Any]) -> View:

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from support.maps import bytes_of, counts_balance, environment, leftovers, read_json, records_in
+from support import tars
+from support.maps import bytes_of, counts_balance, environment, leftovers, pairs_of, read_json, records_in
 from tarmill import storage
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.shards import ShardPattern
@@ -20,14 +22,37 @@ from tarmill.jobs.reorder import run
 from tarmill.jobs.report import Report
 from tarmill.spec import ReorderOptions, ReorderSpec, ShuffleSpec, SortSpec
 
-PLANS = ("local", "memory")
+PLANS = ("local", "memory", "external")
 """Ways to move samples; each gives the same bytes."""
 FROM_ANYWHERE = tuple(plan for plan in PLANS if plan != "local")
 """Those that take inputs which are compressed or remote."""
 
+LEFT = ("places.bin",)
+
 Record = dict[str, Any]
 
 every_plan = pytest.mark.parametrize("plan", PLANS)
+
+
+# Data
+
+
+def put_records(path: Path, records: Iterable[Record]) -> str:
+    """Write one shard of such records, {"__key__": str, field: bytes}; long keys by webdataset's writer."""
+    records = list(records)
+    pairs = [(f"{one['__key__']}.{name}", body) for one in records for name, body in one.items() if name[:2] != "__"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    long = any(len(tars.encode(name)) > 100 for name, _ in pairs)
+    path.write_bytes(tars.by_webdataset(records) if long else tars.ustar(pairs))
+    return str(path)
+
+
+def put_shards(folder: Path, shards: int = 3, samples: int = 5, size: int = 20) -> str:
+    """Write the data set of `support.maps.put_shards`, and give its pattern."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        (folder / f"in-{shard}.tar").write_bytes(tars.ustar(pairs_of(shard, samples, size)))
+    return f"{folder}/in-@{shards}.tar"
 
 
 # Running
@@ -51,7 +76,8 @@ def _proven(kind: type[ReorderSpec], source: str | Path, output: str | Path, fie
     options |= {name: fields.pop(name) for name in ("plan", "workers", "memory", "scratch_dir") if name in fields}
     listener: Listener | None = fields.pop("listener", None)
     spec = kind(input=str(source), output=str(output), **fields)
-    report = run(spec, ReorderOptions(**options), listener)
+    with mock.patch("os.fsync"):  # what a test waits for most, and what none of these looks at
+        report = run(spec, ReorderOptions(**options), listener)
     if not options.get("dry_run"):
         prove(report, spec.output)
     return report
@@ -133,7 +159,8 @@ def scratch_in(folder: Path, job: str = "*") -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.glob(f"_tarmill/{job}/**/*")
-        if path.name != "job.json" and not (path.name.startswith("shard-") and path.suffix == ".json")
+        if path.name not in ("job.json", *LEFT)
+        and not (path.name.startswith(("shard-", "batch-")) and path.suffix == ".json")
     )
 
 
@@ -148,9 +175,12 @@ def state_files(folder: Path, pattern: str = "*") -> dict[str, tuple[int, int]]:
 
 def one_shard_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each shard be a task of its own, so that small data is shared out among workers."""
-    import tarmill.jobs.reorder_local as local
+    from tarmill.jobs import external, gather_tasks, reorder_local
 
-    monkeypatch.setattr(local, "task_bytes", lambda total: 1)
+    for module in (reorder_local, gather_tasks):
+        monkeypatch.setattr(module, "task_bytes", lambda total: 1)
+    monkeypatch.setattr(external, "_LEAST_BATCH", 1)
+    monkeypatch.setattr(external, "_MOST_BATCH", 1)
 
 
 class AtStage(Listener):

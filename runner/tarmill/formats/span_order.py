@@ -118,15 +118,21 @@ def unpack_arrays(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     if not data.startswith(_MAGIC):
         raise ValueError("no file of arrays")
     end = data.index(b"\n", len(_MAGIC)) + 1
-    header = json.loads(data[len(_MAGIC) : end])
     at = end + -end % _ALIGN
     arrays = {}
-    for name, (kind, count) in header["arrays"].items():
-        dtype = np.dtype(kind)
-        arrays[name] = np.frombuffer(data, dtype, count, at)
-        at += dtype.itemsize * count
-        at += -at % _ALIGN
-    return header["meta"], arrays
+    try:
+        header = json.loads(data[len(_MAGIC) : end])
+        for name, (kind, count) in header["arrays"].items():
+            arrays[name] = array = np.frombuffer(data, np.dtype(kind), count, at)
+            if len(array) != count:
+                raise ValueError(f"no file of arrays: {count} values of {name!r}")
+            at += array.nbytes + -array.nbytes % _ALIGN
+        meta = dict(header["meta"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no file of arrays: {error!r}") from None
+    if at != len(data):
+        raise ValueError(f"the file of arrays has {len(data)} bytes instead of {at}")
+    return meta, arrays
 
 
 def _padded(data: bytes) -> bytes:

@@ -10,14 +10,18 @@ from typing import Any
 
 from tarmill.errors import SampleError, ScriptError
 from tarmill.formats.digest import sample_digest
-from tarmill.formats.keys import KeyFunction
+from tarmill.formats.keys import KEY_FUNCTIONS, KeyFunction
 from tarmill.formats.samples import DEFAULT_MAX_MEMBER_BYTES, Record
 from tarmill.formats.tar_header import BLOCK
+from tarmill.formats.tar_headers import MTIME_BYTES, is_mtime_only
 from tarmill.formats.tar_members import END_MARK, MemberReader
 from tarmill.formats.tar_window import Window
 from tarmill.formats.tar_write import END_OF_ARCHIVE, TarSink, check_key, odd_header
 
 _FILES = (ord("0"), 0)
+_PAX = ord("x")
+_ENDS = b"\0 "
+"""Of a size; some old writers put a twelfth digit there."""
 
 
 def decode_span(
@@ -39,9 +43,14 @@ def decode_span(
     find = data.find
     while at < len(data):
         flag, size_text = data[at + 156], data[at + 124 : at + 135]
-        if flag not in _FILES or not size_text.isdigit() or data[at + 345] or data[at + 99]:
+        if not size_text.isdigit() or data[at + 135] not in _ENDS or data[at + 345] or data[at + 99]:
             return _decode_slowly(data, shard, split, max_member_bytes)
         size = int(size_text, 8)
+        if flag == _PAX and is_mtime_only(data[at + BLOCK : at + BLOCK + MTIME_BYTES], size):
+            at += 2 * BLOCK
+            continue
+        if flag not in _FILES:
+            return _decode_slowly(data, shard, split, max_member_bytes)
         pair = split(data[at : find(b"\0", at)].decode("utf-8", "surrogateescape"))
         if pair is None or size > max_member_bytes:
             return _decode_slowly(data, shard, split, max_member_bytes)
@@ -102,7 +111,7 @@ def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, i
         sink.drain()
         return b"".join(pieces), sink.digest, sink.members
     if key_function in ("dir_plus_file", "last_dir"):
-        return _encode_in_folder(record, key)
+        return _encode_in_folder(record, key, KEY_FUNCTIONS[key_function])
     shard = record.get("__url__", "")
     raise SampleError(
         f"sample {key!r} of {shard} has to be written anew (hard links, or a neighbour with the same key), which is "
@@ -113,11 +122,20 @@ def encode_sample(record: Record, key: str, key_function: str) -> tuple[bytes, i
     )
 
 
-def _encode_in_folder(record: Record, key: str) -> tuple[bytes, int, int]:
+def _encode_in_folder(record: Record, key: str, split: KeyFunction) -> tuple[bytes, int, int]:
     fields = fields_of_record(record)
     pieces = []
     for name in sorted(fields):
         body = fields[name]
+        if split(f"{key}/{name}") != (key, name) or "\0" in key + name:
+            shard = record.get("__url__", "")
+            raise SampleError(
+                f"sample {key!r} of {shard} has to be written anew, but a member {key + '/' + name!r} would not be "
+                f"read back as its field {name!r}; write the shards again with tarmill cat first",
+                shard=shard,
+                key=key,
+                reason="bad-key",
+            )
         path = f"{key}/{name}".encode("utf-8", "surrogateescape")
         pieces += [odd_header(path, len(body)), body, bytes(-len(body) % BLOCK)]
     return b"".join(pieces), sample_digest(key, fields), len(fields)

@@ -165,9 +165,9 @@ class Walk:
 
             settle_long_keys(order, keys, span_of, task.job)
         groups = joined_column(pieces, "group")[order] if task.inputs else None
-        stems, shards = (joined_column(pieces, name)[order] for name in ("stem", "shard"))
+        stems, fields, shards = (joined_column(pieces, name)[order] for name in ("stem", "fields", "shard"))
         fresh = runs_of(groups) if groups is not None else None
-        picks = Picks(run[order], starts[order], lengths[order], stems, fresh)
+        picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
         opened = SpanSources(known, mapped=task.job.mapped)
         self.current = Bucket(first_sample, first_byte, picks, shards, groups, opened, scratch)
         return self.current

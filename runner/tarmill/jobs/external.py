@@ -21,7 +21,7 @@ from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_
 from tarmill.jobs.gather_tasks import Pieces, cuts_exactly, run_gather
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.run_files import read_rows
-from tarmill.jobs.spill_batch import load_batch, spill_batch
+from tarmill.jobs.spill_batch import batch_file, load_batch, spill_batch
 from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts
 from tarmill.planning.external_tasks import BatchDone, BatchTask, BucketTask, Located, LocateTask, Run
 from tarmill.planning.span_tasks import Output
@@ -82,6 +82,8 @@ def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Ru
                 work.fail(outcome.task.index, outcome.task.label, outcome.error)
             if work.check_limit(counts, final=False):
                 break
+    work.scratch_files.update(batch_file(work.job.state, task.index) for task in tasks)
+    work.scratch_files.update(run.url for found in done.values() for run in found.runs)
     if work.report.failures:
         return None
     for index in sorted(done):
@@ -123,12 +125,13 @@ def _locate(work: Reorder, engine: Engine, runs: Sequence[Run]) -> list[Located]
 
 
 def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Located]) -> None:
-    rows = np.array([place.rows for place in located], np.int64).reshape(len(runs), -1).T
-    offsets = np.array([place.offsets for place in located], np.int64).reshape(len(runs), -1).T
+    rows = np.array([place.rows for place in located] or np.empty((0, 1)), np.int64).T
+    offsets = np.array([place.offsets for place in located] or np.empty((0, 1)), np.int64).T
     first_sample, first_byte = rows.sum(axis=1), offsets.sum(axis=1)
     buckets = max(0, len(rows) - 1)
     work.samples = sum(run.samples for run in runs)
     url = f"{work.job.state}places.bin"
+    work.scratch_files.add(url)
     storage.write_bytes(url, Places.pack(first_sample, first_byte, rows, offsets), owner=work.job.job)
     frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
     size = sum(run.data_bytes for run in runs)

@@ -35,7 +35,7 @@ def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
     job = task.job
     storage.configure(job.settings)
     sources = SpanSources(task.sources, mapped=job.mapped, scratch=job.scratch, owner=job.job)
-    picks = Picks(task.source, task.starts, task.lengths, task.stems, task.fresh)
+    picks = Picks(task.source, task.starts, task.lengths, task.stems, task.fields, task.fresh)
     try:
         if task.fresh is not None:
             return _reduce(task, sources, picks)

@@ -14,9 +14,10 @@ from tarmill import storage
 from tarmill.engine.base import Engine
 from tarmill.formats.digest import MASK_128, to_hex
 from tarmill.formats.span_order import Order
+from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.drive import run_tasks
 from tarmill.jobs.gather import gather
-from tarmill.jobs.reduce_writer import PieceDone, load_piece
+from tarmill.jobs.reduce_writer import PieceDone, load_piece, piece_file
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.report import Failure
 from tarmill.jobs.scratch_files import MEMORY
@@ -27,14 +28,16 @@ from tarmill.spec import SortSpec
 
 @dataclass(slots=True)
 class Samples:
-    """Samples of many sources as columns, one source behind the other: 16 bytes a sample."""
+    """Samples of many sources as columns, one source behind the other: 20 bytes a sample."""
 
     sources: list[Source]
     ends: NDArray[np.int64]
     """For each source how many samples it and those before it have."""
     starts: NDArray[Any]
+    """In tar blocks, as the lengths are."""
     lengths: NDArray[Any]
     stems: NDArray[Any]
+    fields: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -46,7 +49,11 @@ class Samples:
     def span_of(self, sample: int) -> tuple[Source, int, int]:
         """Tell where one sample lies."""
         source = int(self.source_of(np.array([sample]))[0])
-        return self.sources[source], int(self.starts[sample]), int(self.lengths[sample])
+        return self.sources[source], int(self.starts[sample]) * BLOCK, int(self.lengths[sample]) * BLOCK
+
+    def sizes(self, order: Order) -> NDArray[np.int64]:
+        """Give the samples' sizes in bytes, in some order."""
+        return self.lengths[order].astype(np.int64) * BLOCK
 
 
 def totals_of(lengths: NDArray[Any]) -> Totals:
@@ -84,7 +91,7 @@ def gather_tasks(
         done: numbers of those that are finished.
         fresh: where groups to reduce begin, in that order; cuts move up to the next.
     """
-    lengths = samples.lengths[order]
+    lengths = samples.sizes(order)
     places = places_of(cuts, lengths, fresh)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     sizes = ends[places[1:]] - ends[places[:-1]]
@@ -118,9 +125,10 @@ def _task(
         ),
         tuple(samples.sources[number] for number in used.tolist()),
         source.astype(np.uint32),
-        samples.starts[chosen],
-        samples.lengths[chosen],
+        samples.starts[chosen].astype(np.int64) * BLOCK,
+        samples.sizes(chosen),
         samples.stems[chosen],
+        samples.fields[chosen],
         np.concatenate([fresh[piece] for piece in slices]) if fresh is not None else None,
     )
 
@@ -175,13 +183,11 @@ class Pieces:
         stem = f"{work.job.spill}piece-{work.plan.kind}-{samples}-"
         self.urls = [f"{stem}{number:07d}.dat" for number in range(count)]
         self.done: dict[int, PieceDone] = {}
-        for number, url in enumerate(self.urls):
-            if (
-                work.job.spill != MEMORY
-                and work.spec.exists != "overwrite"
-                and (found := load_piece(number, url)) is not None
-            ):
-                self.take(found)
+        if work.job.spill != MEMORY:
+            work.scratch_files.update(name for url in self.urls for name in (url, piece_file(url)))
+            for number, url in enumerate(self.urls if work.spec.exists != "overwrite" else ()):
+                if (found := load_piece(number, url)) is not None:
+                    self.take(found)
 
     def take(self, found: PieceDone) -> None:
         """Take note of a finished piece."""
@@ -201,11 +207,11 @@ class Pieces:
         work.members = sum(piece.members for piece in pieces)
         samples = _samples_of(pieces)
         work.samples = len(samples)
-        cuts = plan_cuts(
-            work.spec, work.fixed_count, len(work.inputs), totals_of(samples.lengths), lambda: [samples.lengths]
-        )
+        order = np.arange(len(samples))
+        sizes = samples.sizes(order)
+        cuts = plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals_of(sizes), lambda: [sizes])
         work.name_outputs(cuts)
-        tasks = gather_tasks(work.job, samples, np.arange(len(samples)), cuts, work.outputs, work.done, None)
+        tasks = gather_tasks(work.job, samples, order, cuts, work.outputs, work.done, None)
         run_gather(work, engine, "cutting", gather, tasks, work.take)
 
 
@@ -213,12 +219,14 @@ def _samples_of(pieces: Iterable[PieceDone]) -> Samples:
     found = list(pieces)
 
     def joined(columns: Iterator[NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate([np.empty(0, np.uint32), *columns])
+        pieces = list(columns)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.uint32)
 
     return Samples(
         [Source(piece.url, piece.version, piece.url, 0) for piece in found],
         np.cumsum([len(piece.lengths) for piece in found], dtype=np.int64),
-        joined(np.cumsum(piece.lengths, dtype=np.uint64) - piece.lengths for piece in found),
-        joined(piece.lengths for piece in found),
+        joined((np.cumsum(piece.lengths, dtype=np.int64) - piece.lengths) // BLOCK for piece in found),
+        joined(piece.lengths // BLOCK for piece in found),
         joined(piece.stems for piece in found),
+        joined(piece.fields for piece in found),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
+from xxhash import xxh3_128_intdigest
 
 from tarmill import storage
 from tarmill.engine.meter import current
@@ -18,11 +18,12 @@ from tarmill.formats.digest import MASK_128, to_hex
 from tarmill.formats.samples import OnError, Record
 from tarmill.formats.span_order import pack_arrays, unpack_arrays
 from tarmill.formats.tar_span import encode_sample
-from tarmill.jobs.copy_writer import Neighbour, finish_output, output_of
+from tarmill.jobs.copy_writer import finish_output, output_of
 from tarmill.jobs.group_values import GROUP_FIELD, group_value
 from tarmill.jobs.ordering import cached_ordering
 from tarmill.jobs.reduce import make_reducer
 from tarmill.jobs.scratch_files import MEMORY, ScratchFile
+from tarmill.jobs.shard_names import ShardNames, hash_of_key, signature_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
@@ -92,7 +93,7 @@ class ReduceWriter(_GroupWriter):
     def __init__(self, job: Job, number: int, url: str) -> None:
         super().__init__(job)
         self._number = number
-        self._neighbour = Neighbour()
+        self._names = ShardNames()
         self._output = output_of(job, url)
 
     def __enter__(self) -> ReduceWriter:
@@ -102,20 +103,18 @@ class ReduceWriter(_GroupWriter):
         self._output.__exit__(*exception)
 
     def _emit(self, record: Record, name: str) -> None:
-        neighbour = self._neighbour
-        if name not in (neighbour.written, neighbour.original):
-            self._output.sink.add(record, name)
-            neighbour.original, neighbour.written, neighbour.count = name, None, 0
-            return
-        if self.job.spec.same_key == "fail":
-            raise ScriptError(
-                f"the reduce gave two samples with the key {name!r} in a row, which no reader could tell apart; give "
-                "them different keys, or let the second be renamed with --same-key rename",
-                key=name,
-                reason="same-key",
-            )
-        self._output.sink.add(record, neighbour.another(name))
-        self.counts.renamed += 1
+        given = self._names.name_for(name, record)
+        if given != name:
+            if self.job.spec.same_key == "fail":
+                raise ScriptError(
+                    f"the reduce gave two samples with the key {name!r} into one shard, side by side or with other "
+                    "fields, so that no reader could tell them apart; give them different keys, or let the second be "
+                    "renamed with --same-key rename",
+                    key=name,
+                    reason="same-key",
+                )
+            self.counts.renamed += 1
+        self._output.sink.add(record, given)
 
     def commit(self, verify: Callable[[], None]) -> ShardDone:
         """Publish the shard, after a last look at its sources, and leave its manifest."""
@@ -140,6 +139,7 @@ class PieceDone:
     members: int
     lengths: NDArray[Any]
     stems: NDArray[Any]
+    fields: NDArray[Any]
 
 
 class PieceWriter(_GroupWriter):
@@ -151,7 +151,7 @@ class PieceWriter(_GroupWriter):
         self._file = ScratchFile(job.spill, url.removeprefix(job.spill), job.job)
         self._pieces: list[bytes] = []
         self._waiting = self._members = self._digest = self._raw_digest = 0
-        self._lengths, self._stems = array("Q"), array("Q")
+        self._lengths, self._stems, self._fields = array("Q"), array("Q"), array("Q")
 
     def __enter__(self) -> PieceWriter:
         return self
@@ -165,7 +165,8 @@ class PieceWriter(_GroupWriter):
         self._members += members
         self._raw_digest += xxh3_128_intdigest(data)
         self._lengths.append(len(data))
-        self._stems.append(xxh3_64_intdigest(name.encode("utf-8", "surrogateescape") + b"."))
+        self._stems.append(hash_of_key(name))
+        self._fields.append(signature_of(record))
         self._pieces.append(data)
         self._waiting += len(data)
         if self._waiting >= _BLOCK_BYTES:
@@ -193,10 +194,11 @@ class PieceWriter(_GroupWriter):
             self._digest & MASK_128,
             self._members,
             lengths.astype(np.uint32) if not len(lengths) or lengths.max() < 1 << 32 else lengths,
-            np.array(self._stems, np.uint64).astype(np.uint32),
+            np.array(self._stems, np.uint64),
+            np.array(self._fields, np.uint64).astype(np.uint32),
         )
         if self.job.spill != MEMORY:
-            storage.write_bytes(_piece_file(done.url), _pack(done), owner=self.job.job)
+            storage.write_bytes(piece_file(done.url), _pack(done), owner=self.job.job)
         return done
 
 
@@ -206,7 +208,8 @@ def reduce_writer(job: Job, number: int, url: str) -> ReduceWriter | PieceWriter
     return PieceWriter(job, number, url) if job.spec.cuts_exactly else ReduceWriter(job, number, url)
 
 
-def _piece_file(url: str) -> str:
+def piece_file(url: str) -> str:
+    """Name the file that tells what is in a piece."""
     return f"{url}.idx"
 
 
@@ -219,13 +222,13 @@ def _pack(done: PieceDone) -> list[bytes | memoryview]:
         "digest": to_hex(done.digest),
         "members": done.members,
     }
-    return pack_arrays(facts, {"lengths": done.lengths, "stems": done.stems})
+    return pack_arrays(facts, {"lengths": done.lengths, "stems": done.stems, "fields": done.fields})
 
 
 def load_piece(number: int, url: str) -> PieceDone | None:
     """Read how a piece ended, if it has, and is still there as it was written."""
     try:
-        facts, arrays = unpack_arrays(storage.read_bytes(_piece_file(url)))
+        facts, arrays = unpack_arrays(storage.read_bytes(piece_file(url)))
         if storage.stat(url).version != facts["version"]:
             return None
         proof, raw_digest, digest = (int(facts[name], 16) for name in ("proof", "raw_digest", "digest"))
@@ -240,6 +243,7 @@ def load_piece(number: int, url: str) -> PieceDone | None:
             facts["members"],
             arrays["lengths"],
             arrays["stems"],
+            arrays["fields"],
         )
     except (NotFoundError, StorageError, ValueError, KeyError, TypeError):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from tarmill import storage
-from tarmill.errors import ChangedError, Interrupted, JobFailed, NotFoundError, SpecError, TarmillError
+from tarmill.errors import ChangedError, Interrupted, JobFailed, NotFoundError, SpecError, StorageError, TarmillError
 from tarmill.formats.codec_write import check_level
 from tarmill.formats.compression import codec_for
 from tarmill.formats.digest import MASK_128, to_hex
@@ -25,7 +26,15 @@ from tarmill.jobs.drive import from_anywhere, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
 from tarmill.jobs.inputs import find_shards, manifest_url, name_in, refuse_inputs
 from tarmill.jobs.listener import Listener
-from tarmill.jobs.manifests import JobFolder, is_of_another_job, publish, read_manifest, refuse_existing, withdraw
+from tarmill.jobs.manifests import (
+    JobFolder,
+    in_parallel,
+    is_of_another_job,
+    publish,
+    read_manifest,
+    refuse_existing,
+    withdraw,
+)
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.scratch_files import MEMORY, release_memory
 from tarmill.jobs.span_sources import forget_sources
@@ -36,6 +45,7 @@ from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
 from tarmill.planning.span_tasks import InputShard, Job
 from tarmill.planning.tasks import ShardDone
 from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec, kind_of
+from tarmill.storage.urls import local_path
 
 _WINDOW_OF_MEMORY = 2
 
@@ -66,6 +76,8 @@ class Reorder:
     digest: int = 0
     proof: int = 0
     """Sum of the hashes of the ranges of all those samples."""
+    scratch_files: set[str] = field(default_factory=set)
+    """URLs of what the passes leave for each other."""
     stale: set[str] = field(default_factory=set)
     """Shards of a data set that this one overwrites."""
 
@@ -92,9 +104,11 @@ class Reorder:
         refuse_inputs([found.shard for found in self.inputs], self.outputs, self.spec.output)
         if self.spec.exists == "overwrite":
             return
+        if self.spec.exists == "fail":
+            refuse_existing(self.outputs, self.job.job)
         self.done = self.folder.finished(range(count), self.outputs)
         others = [url for number, url in enumerate(self.outputs) if number not in self.done]
-        if not self.folder.has_begun() or self.spec.exists == "fail":
+        if not self.folder.has_begun():
             refuse_existing(others, self.job.job)
         for found in self.done.values():
             self.take(found)
@@ -207,7 +221,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
     spill, scratch = _scratch_places(options, where, job)
-    facts = _facts(spec, options, inputs, scratch)
+    facts, cores = _facts(spec, options, inputs, scratch), len(os.sched_getaffinity(0))
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
@@ -229,7 +243,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
             scratch,
             where.removesuffix(f"_tarmill/{job}/"),
             seed,
-            not options.scheduler,
+            not options.scheduler and plan.kind != "memory" and (options.workers or cores) > 1,
             settings,
         ),
         folder,
@@ -356,8 +370,11 @@ def _begin(work: Reorder) -> None:
             f"{work.folder.url.replace(job, other)}`, or allow it with --exists overwrite",
             job=other,
         )
-    if not work.out.is_open and spec.exists != "overwrite" and (spec.exists == "fail" or not work.folder.has_begun()):
-        refuse_existing(work.out.expand(), job)
+    if not work.out.is_open:
+        outputs = work.out.expand()
+        refuse_inputs([found.shard for found in work.inputs], outputs, spec.output)
+        if spec.exists == "fail" or (spec.exists == "resume" and not work.folder.has_begun()):
+            refuse_existing(outputs, job)
     work.sweep()
     if spec.exists == "overwrite":
         work.stale = _shards_before(work.manifest)
@@ -442,15 +459,17 @@ def _finish(work: Reorder) -> None:
 
 
 def clear_scratch(work: Reorder) -> None:
-    """Remove what the passes of a finished job left for each other."""
-    for place in {work.job.spill, work.job.scratch} - {MEMORY}:
-        for found in list(storage.list_urls(place)):
-            storage.delete(found.url)
-        if storage.scheme_of(place) == "file":
-            with suppress(OSError):
-                os.rmdir(place)
-    for found in list(storage.list_urls(work.job.state + "scan-")):
-        storage.delete(found.url)
+    """Remove what the passes of a finished job left for each other, by name, and all of a folder where that is local.
+
+    Failing to is told and no failure of the job: its outputs are complete.
+    """
+    try:
+        in_parallel(storage.delete, sorted(work.scratch_files))
+        for place in {work.job.spill, work.job.scratch} - {MEMORY}:
+            if storage.scheme_of(place) == "file":
+                shutil.rmtree(local_path(place), ignore_errors=True)
+    except StorageError as error:
+        work.listener.note(f"scratch files of the job stay in {storage.mask(work.job.spill)}: {error.message}")
 
 
 def _release(work: Reorder) -> None:

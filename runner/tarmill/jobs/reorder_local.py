@@ -16,7 +16,7 @@ from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_task
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.scan import scan_shards
-from tarmill.jobs.scan_columns import load_scan
+from tarmill.jobs.scan_columns import load_scan, scan_file
 from tarmill.planning.cuts import grouped, plan_cuts, task_bytes
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import ScanTask, ShardSpans
@@ -73,6 +73,8 @@ def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[S
                 work.fail(outcome.task.index, outcome.task.label, outcome.error)
             if work.check_limit(counts, final=False):
                 break
+    if work.plan.kind != "memory":
+        work.scratch_files.update(scan_file(work.job.state, task.index) for task in tasks)
     if work.report.failures:
         return None
     return [spans for index in sorted(kept) for spans in kept[index]]
@@ -88,10 +90,10 @@ def _earlier(work: Reorder, task: ScanTask) -> list[ShardSpans] | None:
 def joined(shards: Sequence[ShardSpans]) -> Samples:
     """Join the columns of all shards; their own are given up."""
     ends = np.cumsum([len(spans.starts) for spans in shards], dtype=np.int64)
-    names = ("starts", "lengths", "stems")
+    names = ("starts", "lengths", "stems", "fields")
     columns = {name: np.concatenate([getattr(spans, name) for spans in shards]) for name in names}
     for spans in shards:
-        spans.starts = spans.lengths = spans.stems = np.empty(0, np.uint32)
+        spans.starts = spans.lengths = spans.stems = spans.fields = np.empty(0, np.uint32)
     return Samples([spans.source for spans in shards], ends, **columns)
 
 
@@ -119,7 +121,7 @@ def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
     samples = joined(shards)
     order = order_all(work, shards, samples)
     work.samples = len(samples)
-    lengths = samples.lengths[order]
+    lengths = samples.sizes(order)
     fresh = None
     if isinstance(work.spec, SortSpec) and work.spec.reduces:
         fresh = runs_of(np.concatenate([spans.groups for spans in shards if spans.groups is not None])[order])

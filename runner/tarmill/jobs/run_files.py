@@ -96,8 +96,8 @@ def row_type(key: NDArray[Any], *, long: bool, groups: bool) -> np.dtype[Any]:
         long: whether a sample has 4 GiB or more.
         groups: whether samples are reduced.
     """
-    columns = [("key", key.dtype.str), ("offset", "<u8"), ("length", "<u8" if long else "<u4"), ("stem", "<u4")]
-    return np.dtype([*columns, ("shard", "<u4"), *([("group", "<u8")] if groups else [])])
+    columns = [("key", key.dtype.str), ("offset", "<u8"), ("length", "<u8" if long else "<u4"), ("stem", "<u8")]
+    return np.dtype([*columns, ("fields", "<u4"), ("shard", "<u4"), *([("group", "<u8")] if groups else [])])
 
 
 def read_rows(run: Run, begin: int, end: int) -> NDArray[Any]:

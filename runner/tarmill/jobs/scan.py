@@ -10,6 +10,7 @@ from tarmill import storage
 from tarmill.engine.meter import Meter, current
 from tarmill.errors import FormatError
 from tarmill.formats.samples import OnError
+from tarmill.formats.tar_header import BLOCK
 from tarmill.formats.tar_headers import NotPlain
 from tarmill.formats.tar_scan import Spans, scan_plain
 from tarmill.formats.tar_window import RawInput
@@ -83,7 +84,7 @@ def scan_shard(found: InputShard, job: Job) -> ShardSpans:
     columns.counts.read_bytes = read_bytes
     if columns.scratch and job.scratch == MEMORY:
         path, start = gather_memory(columns.source.path)
-        columns.source, columns.starts = replace(columns.source, path=path, version=""), columns.starts + start
+        columns.source, columns.starts = replace(columns.source, path=path, version=""), columns.starts + start // BLOCK
     return columns
 
 

@@ -24,6 +24,7 @@ from tarmill.jobs.ordering import Ordering
 from tarmill.jobs.scan_columns import columns_of
 from tarmill.jobs.scratch_files import ScratchFile, discard
 from tarmill.jobs.shard_io import open_samples
+from tarmill.jobs.shard_names import signature_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import InputShard, Job, ShardSpans, Source
 from tarmill.planning.tasks import Shard
@@ -124,6 +125,7 @@ class _Pass:
             start = out.write(data)
         stem = key.encode("utf-8", "surrogateescape") + b"."
         spans.add(start, len(data), stem, digest, xxh3_128_intdigest(data))
+        spans.fields.append(signature_of(record))
         spans.members += members
 
 

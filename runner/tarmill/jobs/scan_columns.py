@@ -10,6 +10,7 @@ from tarmill import storage
 from tarmill.errors import NotFoundError, StorageError
 from tarmill.formats.digest import MASK_128, to_hex
 from tarmill.formats.span_order import Array, KeyColumn, pack_arrays, unpack_arrays
+from tarmill.formats.tar_header import BLOCK
 from tarmill.formats.tar_scan import Spans, as_array
 from tarmill.jobs.ordering import Ordering
 from tarmill.planning.counts import Counts
@@ -26,14 +27,13 @@ def columns_of(
         keys = KeyColumn()
         keys.extend(spans.keys)
     groups = stems if ordering.by_key else None if ordering.groups is None else as_array(ordering.groups)
-    if len(lengths) and lengths.max() < 1 << 32:
-        lengths = lengths.astype(np.uint32)
     return ShardSpans(
         ordinal=found.ordinal,
         source=source,
-        starts=starts,
-        lengths=lengths,
-        stems=stems.astype(np.uint32),
+        starts=(starts // BLOCK).astype(np.uint32),
+        lengths=(lengths // BLOCK).astype(np.uint32),
+        stems=stems,
+        fields=as_array(spans.fields).astype(np.uint32),
         keys=keys.array() if keys is not None else None,
         keys_cut=keys.cut if keys is not None else False,
         groups=groups,
@@ -47,7 +47,7 @@ def columns_of(
 
 # -- the columns as a file -------------------------------------------------------------------------------------------
 
-_COLUMNS = ("starts", "lengths", "stems", "keys", "groups")
+_COLUMNS = ("starts", "lengths", "stems", "fields", "keys", "groups")
 
 
 def scan_file(state: str, index: int) -> str:
@@ -109,6 +109,7 @@ def _unpack(data: bytes) -> list[ShardSpans]:
             starts=arrays[f"{number}.starts"],
             lengths=arrays[f"{number}.lengths"],
             stems=arrays[f"{number}.stems"],
+            fields=arrays[f"{number}.fields"],
             keys=arrays.get(f"{number}.keys"),
             groups=arrays.get(f"{number}.groups"),
             keys_cut=facts["keys_cut"],

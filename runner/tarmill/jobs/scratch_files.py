@@ -7,6 +7,7 @@ from typing import Any
 
 from tarmill import storage
 from tarmill.formats.compression import ByteInput
+from tarmill.formats.tar_header import BLOCK
 
 MEMORY = "memory:"
 _held: list[int] = []
@@ -89,7 +90,7 @@ def gather_memory(path: str) -> tuple[str, int]:
     first = _held[0]
     if fd == first:
         return path, 0
-    start, left, done = os.fstat(first).st_size, os.fstat(fd).st_size, 0
+    start, left, done = -(-os.fstat(first).st_size // BLOCK) * BLOCK, os.fstat(fd).st_size, 0
     os.lseek(first, start, os.SEEK_SET)
     while left:
         step = os.sendfile(first, fd, done, min(left, _PIPE_BYTES))

@@ -20,7 +20,7 @@ from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
 
 _USUAL_OPEN = 256
-_RELAX_BYTES = 64 << 20
+_RELAX_BYTES = 16 << 20
 _since_relaxed = 0
 _kept: OrderedDict[tuple[str, str], Any] = OrderedDict()
 """Maps of this process by path and version: to map a file again for every task costs more than to copy from it."""
@@ -161,7 +161,9 @@ class SpanSources:
                 self._check(source, stat_of(source.path, found_now).version)
             size = found_now.st_size
             found: Any = (
-                mmap.mmap(fd, size, access=mmap.ACCESS_READ) if self._mapped and size else Unmapped(os.dup(fd), size)
+                mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+                if size and (self._mapped or not source.version)
+                else Unmapped(os.dup(fd), size)
             )
         finally:
             os.close(fd)

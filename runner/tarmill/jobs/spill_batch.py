@@ -19,6 +19,7 @@ from tarmill.formats.digest import MASK_128
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
 from tarmill.formats.span_order import order_of, runs_of
+from tarmill.formats.tar_header import BLOCK
 from tarmill.formats.tar_span import decode_span, encode_sample
 from tarmill.jobs.copy_writer import VIEW_BYTES, Picks
 from tarmill.jobs.group_values import group_member
@@ -53,7 +54,7 @@ def spill_batch(task: BatchTask) -> BatchDone:
         done.members += spans.members
         done.digest = (done.digest + spans.digest) & MASK_128
         batch.append(spans)
-        held += int(spans.lengths.sum(dtype=np.int64))
+        held += int(spans.lengths.sum(dtype=np.int64)) * BLOCK
         if held >= task.batch_bytes or shard is task.shards[-1]:
             _Batch(job, batch).write(f"{job.spill}run-{task.index:07d}-{len(done.runs):04d}", done)
             batch, held = [], 0
@@ -85,8 +86,9 @@ class _Batch:
         self.shards = shards
         counts = [len(spans.starts) for spans in shards]
         self.source = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)
-        self.starts, self.lengths, self.stems = (
-            np.concatenate([getattr(spans, name) for spans in shards]) for name in ("starts", "lengths", "stems")
+        self.starts, self.lengths, self.stems, self.fields = (
+            np.concatenate([getattr(spans, name) for spans in shards])
+            for name in ("starts", "lengths", "stems", "fields")
         )
         self.sources = SpanSources([spans.source for spans in shards], mapped=job.mapped)
         if isinstance(job.spec, SortSpec):
@@ -126,15 +128,16 @@ class _Batch:
 
     def _span_of(self, sample: int) -> tuple[Source, int, int]:
         source = self.shards[int(self.source[sample])].source
-        return source, int(self.starts[sample]), int(self.lengths[sample])
+        return source, int(self.starts[sample]) * BLOCK, int(self.lengths[sample]) * BLOCK
 
     def _copied(self, order: NDArray[np.int64], writer: RunWriter) -> NDArray[Any]:
         """Copy the ranges in order: the hot loop of this pass."""
         meter, write, sources = current(), writer.write, self.sources
         maps: dict[int, tuple[Any, Any]] = {}
         passed = 0
-        lengths = self.lengths[order]
-        picks = Picks(self.source[order], self.starts[order], lengths, lengths, None)
+        lengths = self.lengths[order].astype(np.int64) * BLOCK
+        starts = self.starts[order].astype(np.int64) * BLOCK
+        picks = Picks(self.source[order], starts, lengths, lengths, lengths, None)
         for source, start, length in picks.rows():
             pair = maps.get(source)
             if pair is None:
@@ -153,10 +156,13 @@ class _Batch:
 
     def _rows(self, order: NDArray[np.int64], offsets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
         ordinals = np.array([spans.ordinal for spans in self.shards], np.uint32)
-        kind = row_type(self.keys, long=lengths.dtype.itemsize > 4, groups=self.groups is not None)
+        kind = row_type(
+            self.keys, long=bool(len(lengths)) and int(lengths.max()) >= 1 << 32, groups=self.groups is not None
+        )
         rows = np.empty(len(order), kind)
         rows["key"], rows["offset"], rows["length"] = self.keys[order], offsets, lengths
-        rows["stem"], rows["shard"] = self.stems[order], ordinals[self.source[order]]
+        rows["stem"], rows["fields"] = self.stems[order], self.fields[order]
+        rows["shard"] = ordinals[self.source[order]]
         if self.groups is not None:
             rows["group"] = self.groups[order]
         return rows
@@ -179,7 +185,7 @@ class _Batch:
             nonlocal proof_in
             for sample in samples:
                 source, start, length = (int(c[sample]) for c in (self.source, self.starts, self.lengths))
-                data = self.sources.map(source)[start : start + length]
+                data = self.sources.map(source)[start * BLOCK : (start + length) * BLOCK]
                 proof_in += xxh3_128_intdigest(data)
                 record = decode_span(data, self.sources.label(source), split, spec.max_member)
                 record["__part__"] = self.sources.part(source)

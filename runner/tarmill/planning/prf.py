@@ -10,7 +10,7 @@ def shuffle_keys(seed: int, shard: int, count: int) -> NDArray[np.uint64]:
     """Draw the sort keys of a shard's samples, 64 bits each.
 
     Philox-4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011) keyed by (seed, shard), at the
-    counters 0, 1, ...: independent of other shards, of batches and of who computes them. Samples in the order of
+    counters 1, 2, ...: independent of other shards, of batches and of who computes them. Samples in the order of
     independent keys, ties by shard and sample, are a uniform permutation (Rao 1961, Sandelius 1962).
 
     Args:

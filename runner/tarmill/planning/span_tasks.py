@@ -28,7 +28,7 @@ class Source:
 
     path: str
     version: str
-    """As `storage.stat` gave it when the ranges were found."""
+    """As `storage.stat` gave it when the ranges were found; "" for files in memory, which nobody else can change."""
     label: str
     part: int
 
@@ -51,7 +51,8 @@ class Job:
     """Folder of the outputs: what names in manifests are relative to."""
     seed: int
     mapped: bool
-    """Whether local files are mapped into memory (not under Dask, which counts that as used memory)."""
+    """Whether local files are mapped into memory: not under Dask, which counts that as used memory, nor in the process
+    of the command itself, which a file that becomes shorter while it is copied would end."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 
@@ -73,14 +74,16 @@ class ScanTask:
 
 @dataclass(slots=True)
 class ShardSpans:
-    """The samples of one input shard, as columns; `starts` lie in `source`."""
+    """The samples of one input shard, as columns; `starts` and `lengths` are in tar blocks of `source`."""
 
     ordinal: int
     source: Source
     starts: NDArray[Any]
     lengths: NDArray[Any]
     stems: NDArray[Any]
-    """Low half of the hash of each sample's key, to find equal ones side by side."""
+    """Hash of each sample's key, to find equal ones."""
+    fields: NDArray[Any]
+    """Signature of each sample's fields."""
     keys: NDArray[Any] | None
     """Encoded sort keys; None for a shuffle."""
     keys_cut: bool
@@ -127,6 +130,7 @@ class GatherTask:
     starts: NDArray[Any]
     lengths: NDArray[Any]
     stems: NDArray[Any]
+    fields: NDArray[Any]
     fresh: NDArray[Any] | None
     """Where a group of samples to reduce begins; None where nothing is reduced."""
 
