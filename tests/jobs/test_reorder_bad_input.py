@@ -373,7 +373,6 @@ def usual_limit() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.xfail(strict=True, reason="each input is held open")
 @pytest.mark.usefixtures("usual_limit")
 @pytest.mark.parametrize(
     ("tool", "plan", "shards"),

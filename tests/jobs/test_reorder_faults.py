@@ -341,7 +341,6 @@ def test_a_driver_may_be_killed_at_any_moment(tmp_path: Path, moments: Any, plan
 
 
 @pytest.mark.real
-@pytest.mark.xfail(strict=True, reason="a job that is found complete does not look for its scratch")
 @every_plan
 def test_a_kill_between_the_manifest_and_the_end_leaves_no_scratch_for_ever(tmp_path: Path, plan: str) -> None:
     put_shards(tmp_path, 4, 10)

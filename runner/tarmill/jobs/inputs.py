@@ -97,7 +97,7 @@ def _place(url: str) -> str:
     if storage.scheme_of(url) != "file":
         return url
     folder, name = os.path.split(local_path(url))
-    return os.path.join(_real_folder(folder), name)
+    return os.path.join(_real_folder(os.path.join(os.getcwd(), folder)), name)
 
 
 @lru_cache(1024)

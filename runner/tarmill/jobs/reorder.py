@@ -160,6 +160,7 @@ def run(spec: ReorderSpec, options: RunOptions | None = None, listener: Listener
         report.plan_only = True
         return report
     if work.spec.exists == "resume" and _is_complete(work):
+        _clear_after_kill(work)
         return report
     try:
         _begin(work)
@@ -216,6 +217,8 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         InputShard(ordinal, part, replace(shard, url=from_anywhere(shard.url)))
         for ordinal, (part, shard) in enumerate(shards)
     ]
+    if not out.is_open:
+        refuse_inputs([found.shard for found in inputs], out.expand(), spec.output)
     job = job_id(kind, spec, [shard for _, shard in shards], [storage.mask(spec.output)])
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
@@ -368,11 +371,8 @@ def _begin(work: Reorder) -> None:
             f"{work.folder.url.replace(job, other)}`, or allow it with --exists overwrite",
             job=other,
         )
-    if not work.out.is_open:
-        outputs = work.out.expand()
-        refuse_inputs([found.shard for found in work.inputs], outputs, spec.output)
-        if spec.exists == "fail" or (spec.exists == "resume" and not work.folder.has_begun()):
-            refuse_existing(outputs, job)
+    if not work.out.is_open and spec.exists != "overwrite" and (spec.exists == "fail" or not work.folder.has_begun()):
+        refuse_existing(work.out.expand(), job)
     work.sweep()
     if spec.exists == "overwrite":
         work.stale = _shards_before(work.manifest)
@@ -452,8 +452,8 @@ def _finish(work: Reorder) -> None:
     for name in sorted(work.stale - ours):
         storage.delete(work.out.folder + name)
         work.listener.note(f"removed {work.out.folder}{name}, which was a shard of the data set that was overwritten")
-    storage.delete(_pointer(work))
     clear_scratch(work)
+    storage.delete(_pointer(work))
 
 
 def clear_scratch(work: Reorder) -> None:
@@ -468,6 +468,25 @@ def clear_scratch(work: Reorder) -> None:
                 shutil.rmtree(local_path(place), ignore_errors=True)
     except StorageError as error:
         work.listener.note(f"scratch files of the job stay in {storage.mask(work.job.spill)}: {error.message}")
+
+
+def _clear_after_kill(work: Reorder) -> None:
+    """Remove what a job left that was killed between its manifest and its end."""
+    if not _exists(_pointer(work)):
+        return
+    for name in ("scan-", "batch-", "places"):
+        with suppress(StorageError):  # where nothing can be listed, `tarmill clean` says what to do
+            work.scratch_files.update(found.url for found in storage.list_urls(work.job.state + name))
+    clear_scratch(work)
+    storage.delete(_pointer(work))
+
+
+def _exists(url: str) -> bool:
+    try:
+        storage.stat(url)
+    except NotFoundError:
+        return False
+    return True
 
 
 def _release(work: Reorder) -> None:

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 
 from tarmill import storage
 from tarmill.errors import ChangedError
@@ -161,7 +160,6 @@ class SpanSources:
             )
 
 
-@cache
 def _max_open() -> int:
     """Tell how many files a process may keep open, after asking for as many as it may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
