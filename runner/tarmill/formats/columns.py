@@ -34,11 +34,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tarmill.errors import UsageError
 from tarmill.formats.samples import Record
+from tarmill.values import valueclass
 
 if TYPE_CHECKING:
     from tarmill.formats.column_values import Documents
@@ -71,7 +71,7 @@ _PATH_INDEX = re.compile(r"\[(-?[0-9]{1,9})\]")
 _BLANKS = re.compile(r"\s*")
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Column:
     """One column, parsed: what it needs from the reader, and a function that takes it from a record."""
 

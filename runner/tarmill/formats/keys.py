@@ -27,7 +27,6 @@ A top-level name `__x__`, and all under a top-level folder of such a name, is re
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 
@@ -80,6 +79,8 @@ def key_function(name_or_regex: str) -> KeyFunction:
     if known is not None:
         return known
     if "(" not in name_or_regex:
+        import difflib
+
         near = difflib.get_close_matches(name_or_regex, KEY_FUNCTIONS, n=1)
         raise _error(
             name_or_regex,

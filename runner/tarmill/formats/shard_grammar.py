@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 
 from tarmill.formats.shard_tokens import (
     MAX_SHARDS,
@@ -26,6 +25,7 @@ from tarmill.formats.shard_tokens import (
     masked,
     regex_of,
 )
+from tarmill.values import valueclass
 
 _MAX_DIGITS = 18
 _MAX_NESTING = 20
@@ -47,7 +47,7 @@ _UNESCAPED_QUESTION = re.compile(r"(?<!\\)\?")
 _QUERY = re.compile(r"(?<!\\)\?[A-Za-z][\w.-]*=")
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Regions:
     """Where in a part the zones begin: host (after user and password), path, last path component, query."""
 

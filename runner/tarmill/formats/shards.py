@@ -22,7 +22,6 @@ The count is the ancestor's (htpar): `@017` is 000 to 016. (AIStore's `@017` has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from tarmill.formats.shard_grammar import SHARD_EXTENSION, escape, names_folder, parse_part, split_parts
 from tarmill.formats.shard_tokens import (
@@ -37,12 +36,13 @@ from tarmill.formats.shard_tokens import (
     nth_name,
     size_of,
 )
+from tarmill.values import field, valueclass
 
 DEFAULT_STEM = "shards"
 _MIN_WIDTH = 6
 
 
-@dataclass(frozen=True, repr=False)
+@valueclass
 class ShardPattern:
     r"""A list of shards, written as one word; equal when written alike, printed as written.
 
@@ -68,7 +68,7 @@ class ShardPattern:
     """
 
     text: str
-    _parts: tuple[Part, ...] = field(init=False, compare=False)
+    _parts: tuple[Part, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():

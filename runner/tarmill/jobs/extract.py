@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from tarmill import storage
@@ -31,6 +30,7 @@ from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ExtractSpec, RunOptions
+from tarmill.values import replace, valueclass
 
 WAITING_BYTES = 64 << 20
 """Small results of shards whose turn has not come stay in memory up to this sum; the rest waits on disk."""
@@ -40,7 +40,7 @@ _KIND = "ShardExtract"
 _Outcome = Outcome[ExtractTask, ExtractDone]
 
 
-@dataclass
+@valueclass(frozen=False)
 class ExtractPlan:
     """All that is decided before the first task runs."""
 
@@ -239,7 +239,7 @@ def in_order(outcomes: Iterator[_Outcome], spool: str = "", waiting_bytes: int =
 # ---- where results go -------------------------------------------------------------------------------------------
 
 
-@dataclass
+@valueclass(frozen=False)
 class _Sink:
     """Takes the results of shards, in order."""
 

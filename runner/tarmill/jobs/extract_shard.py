@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from tarmill.planning.aggregates import Aggregate, make_aggregate
 from tarmill.planning.counts import Counts
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.spec import ExtractSpec
+from tarmill.values import valueclass
 
 INLINE_BYTES = 1 << 20
 """Rows of one shard up to this size travel in the result."""
@@ -32,7 +32,7 @@ _CODECS = {"gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst"}
 _UNKNOWN_CODECS = frozenset({"lz4", "br", "zip", "z", "7z", "lzma", "sz", "snappy"})
 
 
-@dataclasses.dataclass(frozen=True)
+@valueclass
 class Request:
     """What a spec asks for, parsed and checked."""
 

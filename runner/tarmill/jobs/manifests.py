@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, Stora
 from tarmill.formats.digest import to_hex
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import OutputShard, ShardDone
+from tarmill.values import fields
 
 MANIFEST_FORMAT = 1
 _PARALLEL = 16
@@ -157,7 +157,7 @@ def publish(url: str, kind: str, job: str, done: Sequence[ShardDone], outputs: S
         "size_bytes": sum(shard.size_bytes for shard in shards),
         "digest": to_hex(sum(int(shard.digest, 16) for shard in shards)),
         "counts": counts.to_dict(),
-        "shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in shards],
+        "shards": [{one.name: getattr(shard, one.name) for one in fields(shard)} for shard in shards],
     }
     storage.write_bytes(url, _to_json(manifest), owner=job)
 
@@ -180,6 +180,8 @@ def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
     known = list(items)
     if len(known) < 2:
         return [function(item) for item in known]
+    from concurrent.futures import ThreadPoolExecutor  # dear, and small jobs need no threads
+
     with ThreadPoolExecutor(_PARALLEL) as pool:
         return list(pool.map(function, known))
 

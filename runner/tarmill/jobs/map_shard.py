@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -22,6 +21,7 @@ from tarmill.jobs.shard_io import ShardOutput, open_samples
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import MapTask, ShardDone
 from tarmill.spec import MapSpec
+from tarmill.values import field, valueclass
 
 
 def map_shard(task: MapTask) -> ShardDone:
@@ -82,7 +82,7 @@ def read_options(spec: MapSpec) -> ReadOptions:
     return ReadOptions(spec.key_function, load, False, spec.on_error, spec.max_member)
 
 
-@dataclass
+@valueclass(frozen=False)
 class ShardMap:
     """The samples of one shard through one script: the hot loop, and what it does seldom."""
 

@@ -11,17 +11,17 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tarmill.errors import ScriptError
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_write import check_key
+from tarmill.values import valueclass
 
 _MODULE = "tarmill_user_script"
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Script:
     """A loaded script; exactly one of the two functions is set."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from xxhash import xxh3_128
@@ -19,6 +18,7 @@ from tarmill.formats.tar_read import iter_samples
 from tarmill.formats.tar_window import RawInput
 from tarmill.formats.tar_write import TarSink
 from tarmill.planning.tasks import OutputShard, Shard
+from tarmill.values import replace
 
 _DRAIN_BYTES = 256 << 10
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from tarmill.formats.samples import Tally
+from tarmill.values import field, fields, valueclass
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Counts:
     """Counts of one shard or of a whole job; they add up."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ExtractSpec
+from tarmill.values import valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ExtractTask:
     """Take the rows, or the state of an aggregate, from one shard."""
 
@@ -32,7 +32,7 @@ class ExtractTask:
         return self.shard.label
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ExtractDone:
     """How a shard ended well: its counts, and its rows or the state of its aggregate in one of two places."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
 from tarmill.planning.tasks import Shard
 from tarmill.spec import FORMAT_VERSION, ReadSpec, option_of
+from tarmill.values import fields
 
 
 def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence[str]) -> str:
@@ -23,9 +23,7 @@ def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence
     Returns:
         16 hex digits of SHA-256.
     """
-    identity = {
-        field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if option_of(field).identity
-    }
+    identity = {field.name: getattr(spec, field.name) for field in fields(spec) if option_of(field).identity}
     facts = {
         "format": FORMAT_VERSION,
         "kind": kind,

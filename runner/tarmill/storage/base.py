@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from tarmill.errors import StorageError
 from tarmill.storage.urls import mask
+from tarmill.values import valueclass
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _READALL_BYTES = 256 << 10
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@valueclass
 class Stat:
     """What a store knows of one object without reading it.
 
@@ -43,7 +43,7 @@ class Stat:
         return f"Stat({mask(self.url)!r}, {self.size_bytes} bytes, version {self.version!r}, mtime {self.mtime_s})"
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Capabilities:
     """What a store can and cannot do; jobs choose their ways by it, tests their expectations.
 

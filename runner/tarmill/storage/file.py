@@ -12,7 +12,6 @@ import stat as stat_bits
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from tarmill.errors import ChangedError, StorageError
 from tarmill.storage.base import Capabilities, ReadStream, Stat, Store, fetch_ranges
@@ -128,6 +127,8 @@ class FileStore(Store):
 
     def list(self, prefix_url: str) -> Iterator[Stat]:
         """List regular files, also behind symbolic links; a link to nothing is listed without size, to be missed."""
+        from urllib.parse import quote
+
         as_url = prefix_url.lower().startswith("file://")
         prefix = local_path(prefix_url) if prefix_url else ""
         folder = prefix[: prefix.rfind("/") + 1]

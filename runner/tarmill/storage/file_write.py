@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -138,7 +137,7 @@ def _temp_name(name: str, owner: str) -> str:
             field="owner",
             value=owner,
         )
-    tail = f".{owner}.{secrets.token_hex(8)}.tmp"
+    tail = f".{owner}.{os.urandom(8).hex()}.tmp"
     room = _NAME_MAX - len(tail) - 1
     return "." + os.fsdecode(os.fsencode(name)[:room]) + tail
 

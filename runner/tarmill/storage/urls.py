@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
 
 from tarmill.errors import SpecError
 
@@ -63,6 +62,8 @@ def local_path(url: str) -> str:
                 field="url",
                 value=url,
             )
+        from urllib.parse import unquote
+
         path = slash + unquote(rest, errors="surrogateescape")
     if not path or "\0" in path:
         raise SpecError(f"{url!r} is no path: expected a file name", field="url", value=url)
@@ -73,5 +74,7 @@ def join_url(folder: str, name: str) -> str:
     """Put a name (may hold slashes) below a folder URL; quoted where the scheme needs it, the query kept in place."""
     if scheme_of(folder) not in ("http", "https", "file") or (scheme_of(folder) == "file" and "://" not in folder):
         return f"{folder}{name}" if folder.endswith("/") or not folder else f"{folder}/{name}"
+    from urllib.parse import quote
+
     path, mark, query = folder.partition("?")
     return f"{path.rstrip('/')}/{quote(name, errors='surrogateescape')}{mark}{query}"
