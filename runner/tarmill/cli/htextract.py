@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tarmill.cli.arguments import plain_values, split_values
-from tarmill.cli.output import finish_job, run_command, show_report
+from tarmill.cli.output import finish_job, run_command, run_main, show_report
 from tarmill.spec import ExtractSpec, RunOptions
 from tarmill.values import replace
 
@@ -73,6 +73,10 @@ def _remarkable(report: Any) -> bool:
 
 def main() -> None:
     """Entry point of the script `htextract`."""
+    run_main(_main)
+
+
+def _main() -> None:
     if (values := plain_values(sys.argv[1:], ExtractSpec, RunOptions)) is None:
         make_command()(prog_name="htextract")
     else:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tarmill.cli.arguments import plain_values, split_values
-from tarmill.cli.output import finish_job, run_command
+from tarmill.cli.output import finish_job, run_command, run_main
 from tarmill.errors import UsageError
 from tarmill.spec import MapSpec, RunOptions
 
@@ -78,6 +78,10 @@ def read_script(path: str) -> str:
 
 def main() -> None:
     """Entry point of the script `htmapper`."""
+    run_main(_main)
+
+
+def _main() -> None:
     if (values := plain_values(sys.argv[1:], MapSpec, RunOptions)) is None:
         make_command()(prog_name="htmapper")
     else:

@@ -35,7 +35,11 @@ from tarmill.errors import SpecError
 KeyFunction = Callable[[str], tuple[str, str] | None]
 """Name of a member -> (key, field), or None when it belongs to no sample."""
 
-_is_reserved = re.compile(r"__[^/]*__(?:$|/)").match
+_RESERVED = r"__[^/]*__(?:$|/)"
+
+
+def _is_reserved(name: str) -> bool:
+    return name[:2] == "__" and re.match(_RESERVED, name) is not None
 
 
 def base_plus_ext(name: str) -> tuple[str, str] | None:

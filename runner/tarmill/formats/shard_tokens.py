@@ -16,13 +16,13 @@ from tarmill.values import valueclass
 
 MAX_SHARDS = 10_000_000
 _MAX_GLOB_CHOICES = 10_000
-_PASSWORD = re.compile(r"(://[^/@:]*:)[^/@]*(?=@)")
-_QUERY_VALUES = re.compile(r"(\?)[A-Za-z][\w.-]*=[^\s]*?(?=::|$)")
+_PASSWORD = r"(://[^/@:]*:)[^/@]*(?=@)"
+_QUERY_VALUES = r"(\?)[A-Za-z][\w.-]*=[^\s]*?(?=::|$)"
 
 
 def masked(text: str) -> str:
     """Hide the passwords and the queries (signatures, tokens) of the URLs in a text that is shown to people."""
-    return _QUERY_VALUES.sub(r"\1***", _PASSWORD.sub(r"\1***", text))
+    return re.sub(_QUERY_VALUES, r"\1***", re.sub(_PASSWORD, r"\1***", text))
 
 
 def failure(pattern: str, message: str) -> ShardPatternError:

@@ -9,7 +9,6 @@ webdataset's writer puts before every member. Everything else, and everything th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum, auto
 from struct import Struct
 
 from isal.isal_zlib import adler32
@@ -25,11 +24,12 @@ Place = tuple[int, int, str]
 """Where a field lies in the decompressed stream: offset of its data, bytes stored there, kind of its member."""
 
 _NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
-_MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
 _NAMES_OF_OURS = ("__key__", "__url__", "key")
 _PARTS = Struct("148s8s356s")
 """A header block: what stands before the checksum, the checksum, the rest from the type flag on."""
 _NOTHING = (b"", b"", b"")
+_FILE, _PAX, _OTHER = range(3)
+"""What the fixed part of a header stands for."""
 _MAX_CACHED = 4096
 _MAX_TAILS = 64
 
@@ -101,14 +101,6 @@ def iter_members(
             yield member, None
 
 
-class _Tail(Enum):
-    """What the fixed part of a header stands for."""
-
-    FILE = auto()
-    PAX = auto()
-    OTHER = auto()
-
-
 class _Expected(dict[bytes, int]):
     """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
 
@@ -146,7 +138,7 @@ class _Sizes(dict[bytes, int]):
 
 
 # What one shard teaches serves the next: plain values, so that threads may share them.
-_known_tails: dict[bytes, tuple[_Tail, _Expected]] = {}
+_known_tails: dict[bytes, tuple[int, _Expected]] = {}
 _known_sizes: dict[int, _Sizes] = {}
 
 
@@ -207,9 +199,9 @@ class _SampleReader:
                 front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else _NOTHING
                 if mark != tail and mark:
                     kind, sums = tails.get(mark) or self._learn(buffer[pos : pos + BLOCK])
-                    if kind is _Tail.FILE:
+                    if kind is _FILE:
                         tail, expected = mark, sums
-                    elif kind is _Tail.PAX and self._is_trivial_pax(pos, sums):
+                    elif kind is _PAX and self._is_trivial_pax(pos, sums):
                         pos += 2 * BLOCK
                         continue
                     else:
@@ -342,10 +334,10 @@ class _SampleReader:
             tally.members += members
             tally.samples += samples
 
-    def _learn(self, block: bytes) -> tuple[_Tail, _Expected]:
+    def _learn(self, block: bytes) -> tuple[int, _Expected]:
         """Find out what the fixed part of this header stands for, and remember it."""
         tail = block[156:]
-        kind = _Tail.OTHER
+        kind = _OTHER
         if self.members.global_pax:
             return kind, _Expected(tail)
         if self.fast and block != ZERO_BLOCK:
@@ -354,11 +346,11 @@ class _SampleReader:
             except ValueError:
                 return kind, _Expected(tail)  # the slow path will say what is the matter
             if header.kind == "pax":
-                kind = _Tail.PAX
+                kind = _PAX
             elif header.kind == "file" and header.name == block[:100].partition(b"\0")[0]:
-                kind = _Tail.FILE
+                kind = _FILE
         known = kind, _Expected(tail)
-        if kind is not _Tail.OTHER:  # what these stand for is the same in every shard
+        if kind is not _OTHER:  # what these stand for is the same in every shard
             if len(self.tails) > _MAX_TAILS:
                 self.tails.clear()
             self.tails[tail] = known
@@ -377,8 +369,8 @@ class _SampleReader:
             good
             and start + 2 * BLOCK <= self.window.have
             and buffer[start + BLOCK] != 0
-            and size in _MTIME_ONLY
-            and buffer[start : start + size].startswith(_MTIME_ONLY[size])
+            and 10 <= size < BLOCK
+            and buffer[start : start + size].startswith(b"%d mtime=" % size)
             and buffer[start + size - 1] == 10
             and not self.members.global_pax
         )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
@@ -25,12 +23,14 @@ from tarmill.jobs.inputs import find_shards, refuse_inputs
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import refuse_existing
 from tarmill.jobs.report import Failure, Report
-from tarmill.planning.aggregates import Table, make_aggregate
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ExtractSpec, RunOptions
 from tarmill.values import replace, valueclass
+
+if TYPE_CHECKING:
+    from tarmill.planning.aggregates import Table
 
 WAITING_BYTES = 64 << 20
 """Small results of shards whose turn has not come stay in memory up to this sum; the rest waits on disk."""
@@ -106,6 +106,8 @@ def plan(spec: ExtractSpec) -> ExtractPlan:
 def _need_libraries(spec: ExtractSpec, request: Request) -> None:
     """Tell before any work of a library that is not there."""
     if request.aggregate:
+        from tarmill.planning.aggregates import make_aggregate
+
         make_aggregate(request.aggregate, request.names, spec.top)
     if spec.format == "parquet":
         from tarmill.jobs.parquet import schema_of
@@ -263,6 +265,8 @@ def _row_sink(found: ExtractPlan, write: Callable[[bytes], Any]) -> _Sink:
 
 
 def _aggregate_sink(found: ExtractPlan, write: Callable[[bytes], Any]) -> _Sink:
+    from tarmill.planning.aggregates import make_aggregate
+
     spec, request = found.spec, found.request
     whole = make_aggregate(request.aggregate, request.names, spec.top)
 
@@ -325,11 +329,34 @@ def _spool_folder(found: ExtractPlan, options: RunOptions, settings: storage.Sto
     if options.scheduler and not settings.scratch_dir:
         yield ""
         return
-    local = tempfile.mkdtemp(prefix="tarmill-rows-", dir=settings.scratch_dir)
+    local = os.path.abspath(_private_folder(settings.scratch_dir))
     try:
-        yield os.path.abspath(local) + "/"
+        yield local + "/"
     finally:
-        shutil.rmtree(local, ignore_errors=True)
+        _remove_folder(local)
+
+
+def _private_folder(parent: str | None) -> str:
+    """Make a folder that nobody else may read, as `tempfile.mkdtemp` does, whose import costs more than the work."""
+    folder = os.path.join(parent or os.environ.get("TMPDIR") or "/tmp", f"tarmill-rows-{os.urandom(8).hex()}")
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError:
+        if parent:
+            raise
+        import tempfile  # knows of more places
+
+        return tempfile.mkdtemp(prefix="tarmill-rows-")
+    return folder
+
+
+def _remove_folder(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:  # rows are left in it
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(found: ExtractPlan, total: int | None) -> list[str]:

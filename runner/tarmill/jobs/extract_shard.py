@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
@@ -15,13 +15,15 @@ from tarmill.formats.columns import Column, parse_columns
 from tarmill.formats.compression import compress
 from tarmill.formats.rows import NULL_CELL, encode_contents, row_encoder
 from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
-from tarmill.formats.where import Where
 from tarmill.jobs.shard_io import open_samples
-from tarmill.planning.aggregates import Aggregate, make_aggregate
 from tarmill.planning.counts import Counts
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.spec import ExtractSpec
 from tarmill.values import valueclass
+
+if TYPE_CHECKING:
+    from tarmill.formats.where import Where
+    from tarmill.planning.aggregates import Aggregate
 
 INLINE_BYTES = 1 << 20
 """Rows of one shard up to this size travel in the result."""
@@ -72,7 +74,7 @@ class Request:
         documents = Documents()
         for column in columns:
             column.compile(documents)  # tells now of a library that is missing
-        return cls(columns, Where.parse(spec.where) if spec.where else None, aggregate)
+        return cls(columns, _parsed_where(spec.where) if spec.where else None, aggregate)
 
     @property
     def names(self) -> list[str]:
@@ -90,6 +92,20 @@ class Request:
             or (self.where is not None and self.where.needs_sizes)
         )
         return ReadOptions(spec.key_function, load, sizes, spec.on_error, spec.max_member)
+
+
+def _parsed_where(text: str) -> Where:
+    from tarmill.formats.where import Where
+
+    return Where.parse(text)
+
+
+def _aggregate(spec: ExtractSpec, request: Request) -> Aggregate | None:
+    if not request.aggregate:
+        return None
+    from tarmill.planning.aggregates import make_aggregate
+
+    return make_aggregate(request.aggregate, request.names, spec.top)
 
 
 def row_codec(url: str) -> str:
@@ -122,7 +138,7 @@ def extract_shard(task: ExtractTask) -> ExtractDone:
     with ExitStack() as stack:
         place: _Part | _Spool = _Part(task.output, task.job, meter) if task.output else _Spool(task, meter)
         stack.enter_context(place)
-        aggregate = make_aggregate(request.aggregate, request.names, spec.top) if request.aggregate else None
+        aggregate = _aggregate(spec, request)
         rows = None if aggregate is not None else _row_sink(spec, request, place.write, whole=bool(task.output))
         run = _ShardExtract(spec, request, meter, aggregate, rows, place.write)
         samples = stack.enter_context(

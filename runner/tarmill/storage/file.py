@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat as stat_bits
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -156,7 +157,7 @@ class FileStore(Store):
         count = 0
         try:
             for name in os.listdir(folder):
-                match = TEMP_NAME.fullmatch(name)
+                match = re.fullmatch(TEMP_NAME, name)
                 if match and match["owner"] == (owner or DEFAULT_OWNER):
                     with suppress(FileNotFoundError):  # its writer finished, or another sweeper was faster
                         os.unlink(os.path.join(folder, name))
@@ -186,7 +187,7 @@ def _walk(
             continue
         if entry.is_dir():
             _walk(path + "/", prefix, (*above, identity), found)
-        elif not TEMP_NAME.fullmatch(entry.name):
+        elif not re.fullmatch(TEMP_NAME, entry.name):
             try:
                 info = entry.stat()
             except FileNotFoundError:

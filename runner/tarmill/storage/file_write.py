@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 DEFAULT_OWNER = "tarmill"
-TEMP_NAME = re.compile(r"\..*\.(?P<owner>[A-Za-z0-9_-]+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_OWNER = re.compile(r"[A-Za-z0-9_-]+")
+TEMP_NAME = r"(?s)\..*\.(?P<owner>[A-Za-z0-9_-]+)\.[0-9a-f]{16}\.tmp"
+_OWNER = r"[A-Za-z0-9_-]+"
 _NAME_MAX = 255
 _PIECES_PER_CALL = 1024  # IOV_MAX of Linux
 
@@ -131,7 +131,7 @@ class FileWriteStream(WriteStream):
 
 def _temp_name(name: str, owner: str) -> str:
     owner = owner or DEFAULT_OWNER
-    if not _OWNER.fullmatch(owner) or len(owner) > 100:
+    if not re.fullmatch(_OWNER, owner) or len(owner) > 100:
         raise SpecError(
             f"{owner!r} cannot own outputs; expected at most 100 of letters, digits, `_` and `-`",
             field="owner",

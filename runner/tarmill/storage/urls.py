@@ -6,13 +6,13 @@ import re
 
 from tarmill.errors import SpecError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@")
+# Patterns are kept as text: `re` compiles each when it is first used, and remembers it.
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@"
 # A password with a raw slash: what follows the colon is no port, so the URL is wrong, and must still not be printed.
-_BAD_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@\[]*):(?!\d*(?:[/?#\s]|$))[^\s]*@")
-_SECRET_QUERY = re.compile(
-    r"([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*",
-    re.IGNORECASE,
+_BAD_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@\[]*):(?!\d*(?:[/?#\s]|$))[^\s]*@"
+_SECRET_QUERY = (
+    r"(?i:([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*)"
 )
 HIDDEN = "***"
 
@@ -24,8 +24,7 @@ def scheme_of(url: str) -> str:
     """
     if url == "-":
         return "-"
-    match = _SCHEME.match(url)
-    if match:
+    if "://" in url and (match := re.match(_SCHEME, url)):
         return match[1].lower()
     return "pipe" if url.startswith("pipe:") else "file"
 
@@ -37,12 +36,15 @@ def mask(text: str) -> str:
     a password may be a token and is hidden whole.
     """
 
+    if "@" not in text and "=" not in text:
+        return text
+
     def hide(match: re.Match[str]) -> str:
         user, colon, _ = match[2].partition(":")
         return f"{match[1]}{user}:{HIDDEN}@" if colon else f"{match[1]}{HIDDEN}@"
 
-    shown = _BAD_USERINFO.sub(rf"\1:{HIDDEN}@", _USERINFO.sub(hide, text))
-    return _SECRET_QUERY.sub(rf"\1{HIDDEN}", shown)
+    shown = re.sub(_BAD_USERINFO, rf"\1:{HIDDEN}@", re.sub(_USERINFO, hide, text))
+    return re.sub(_SECRET_QUERY, rf"\1{HIDDEN}", shown)
 
 
 def local_path(url: str) -> str:
