@@ -84,7 +84,7 @@ def checksum_fault(block: bytes) -> str | None:
         return f"the checksum field {error}"
     rest = block[:148] + block[156:]
     unsigned = sum(rest) + 8 * 32
-    if stored in (unsigned, unsigned - 256 * sum(c > 127 for c in rest)):
+    if stored == unsigned or stored == unsigned - 256 * sum(c > 127 for c in rest):
         return None
     return f"the checksum field says {stored}, but the bytes of the header add up to {unsigned}"
 

@@ -90,19 +90,22 @@ class MemberReader:
         self._reopen = reopen
         self._links: dict[bytes, bytes] = {}
 
-    def next(self) -> Member | None:
+    def next(self, begun: int | None = None) -> Member | None:
         """Find the next member; leaves the window at its data. None at the end of a complete archive.
+
+        Args:
+            begun: where the member begins, when the caller has passed a header that belongs to it.
 
         Raises:
             TruncatedError: the stream ends without an end mark, or in the middle of something.
             HeaderError: a header is damaged; reason "garbage" where it stands behind an end mark.
         """
         window = self.window
-        start = window.offset
+        start = window.offset if begun is None else begun
         records: list[tuple[bytes, bytes]] = []
         long_name: bytes | None = None
         long_link: bytes | None = None
-        pending = False  # whether an extension header waits for its member
+        pending = begun is not None  # whether an extension header waits for its member
         while True:
             block = window.peek(BLOCK)
             if len(block) < BLOCK:

@@ -189,6 +189,7 @@ class _SampleReader:
         body: bytes | int | Place | None
         odd = False  # whether the sample in progress needs a second look
         members = samples = 0
+        begun = -1  # where the pax header that came last begins
         try:
             while True:
                 field: str | None = None
@@ -202,6 +203,7 @@ class _SampleReader:
                     if kind is _FILE:
                         tail, expected = mark, sums
                     elif kind is _PAX and self._is_trivial_pax(pos, sums):
+                        begun = window.base + pos
                         pos += 2 * BLOCK
                         continue
                     else:
@@ -227,12 +229,16 @@ class _SampleReader:
                         field = wanted.get(name)
                         if field is not None:
                             if after > have:
-                                window.pos = pos
-                                complete = window.ensure(after - pos)
-                                pos, have = window.pos, window.have
-                                if complete:
-                                    continue
-                                field = None
+                                body = window.direct(pos + BLOCK, size, after)
+                                if body is None:
+                                    window.pos = pos
+                                    complete = window.ensure(after - pos)
+                                    pos, have = window.pos, window.have
+                                    if complete:
+                                        continue
+                                    field = None
+                                else:
+                                    pos = have = 0
                             elif fresh:
                                 body = buffer[pos + BLOCK : pos + BLOCK + size]
                                 pos = after
@@ -250,7 +256,7 @@ class _SampleReader:
                             if after <= have:
                                 pos = after
                             elif window.jump(after):
-                                pos = have = 0
+                                pos, have = 0, window.have
                             else:
                                 window.pos = pos + BLOCK
                                 self.members.skip_data(Member(name, "file", size, size, window.base + pos))
@@ -260,7 +266,8 @@ class _SampleReader:
                 if field is None:
                     window.pos = pos
                     block_name = window.peek(100)
-                    member = self.members.next()
+                    # a pax header that the hot loop has passed belongs to the member, wherever that is told
+                    member = self.members.next(begun if begun + 2 * BLOCK == window.offset else None)
                     self.at = window.offset
                     if member is None or member.kind == END_MARK:
                         if record is not None:

@@ -33,6 +33,10 @@ class _Metered:
         self._hash = xxh3_128() if shard.content_hash else None
         self.seek = stream.seek
         self.tell = stream.tell
+        # where everything has to be hashed there is nothing to jump over
+        self.positional = stream.positional if self._hash is None else None
+        if self.positional is not None:
+            self.positional.counter = meter
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the buffer; at the end compare the hash."""

@@ -64,6 +64,27 @@ class Capabilities:
     shared: Literal["process", "host", "everywhere"] = "everywhere"
 
 
+class ReadCounter(Protocol):
+    """Who wants to know how much was read."""
+
+    read_bytes: int
+
+
+class PositionalReads(Protocol):
+    """Reading at an offset, wherever the stream stands: spares a seek for each jump, and does not move the stream."""
+
+    size_bytes: int
+    """How long the object was when it was opened."""
+    counter: ReadCounter | None
+    """Is told of each read here: a layer that only counts would cost as much as the read."""
+
+    def readinto_at(self, buffer: memoryview, offset: int, /) -> int:
+        """Fill `buffer` from an offset; 0 only at the true end of the object."""
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Give the bytes from an offset as an object of their own; fewer at the end."""
+
+
 class ReadStream(io.RawIOBase):
     """Bytes of one version of one object; `stat` is what was opened.
 
@@ -72,6 +93,8 @@ class ReadStream(io.RawIOBase):
     """
 
     stat: Stat
+    positional: PositionalReads | None = None
+    """Where the store can read at offsets at no more than the price of reading on."""
 
     def readable(self) -> bool:
         """Say that this can be read."""

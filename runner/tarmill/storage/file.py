@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tarmill.errors import ChangedError, StorageError
-from tarmill.storage.base import Capabilities, ReadStream, Stat, Store, fetch_ranges
+from tarmill.storage.base import Capabilities, ReadCounter, ReadStream, Stat, Store, fetch_ranges
 from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of
 from tarmill.storage.file_write import DEFAULT_OWNER, TEMP_NAME, FileWriteStream
 from tarmill.storage.urls import local_path
@@ -42,6 +42,7 @@ class FileReadStream(io.FileIO, ReadStream):
             super().close()
             raise
         self.stat = stat_of(url, found)
+        self.positional = FileReads(self, found.st_size)
 
     def readinto(self, buffer: ReadableBuffer, /) -> int:
         """Fill `buffer` from the file; 0 at the end, which is looked at twice."""
@@ -70,6 +71,38 @@ class FileReadStream(io.FileIO, ReadStream):
                 self.verify()
             finally:
                 super().close()
+
+
+class FileReads:
+    """Reads at offsets of an open file."""
+
+    def __init__(self, stream: FileReadStream, size_bytes: int) -> None:
+        self._stream = stream
+        self._fd = stream.fileno()
+        self.size_bytes = size_bytes
+        self.counter: ReadCounter | None = None
+
+    def readinto_at(self, buffer: memoryview, offset: int, /) -> int:
+        """Fill `buffer` from an offset; 0 at the end, which is looked at twice."""
+        try:
+            count = os.preadv(self._fd, (buffer,), offset)
+        except OSError as error:
+            raise_os_error(error, self._stream.stat.url, "reading")
+        if not count:
+            self._stream.verify()
+        elif self.counter is not None:
+            self.counter.read_bytes += count
+        return count
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Give the bytes from an offset; fewer at the end."""
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise_os_error(error, self._stream.stat.url, "reading")
+        if self.counter is not None:
+            self.counter.read_bytes += len(data)
+        return data
 
 
 class FileStore(Store):
