@@ -23,15 +23,16 @@ from tarmill.formats.tar_window import RawInput, Window
 Place = tuple[int, int, str]
 """Where a field lies in the decompressed stream: offset of its data, bytes stored there, kind of its member."""
 
-_NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
+NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _NAMES_OF_OURS = ("__key__", "__url__", "key")
-_PARTS = Struct("148s8s356s")
+PARTS = Struct("148s8s356s")
 """A header block: what stands before the checksum, the checksum, the rest from the type flag on."""
-_NOTHING = (b"", b"", b"")
-_FILE, _PAX, _OTHER = range(3)
+NOTHING = (b"", b"", b"")
+FILE, PAX, OTHER = range(3)
 """What the fixed part of a header stands for."""
 _MAX_CACHED = 4096
 _MAX_TAILS = 64
+_MAX_NAMES = 64
 
 
 def iter_samples(
@@ -53,7 +54,7 @@ def iter_samples(
     Raises:
         FormatError: under `on_error="fail"`, at the first thing that is wrong with the shard.
     """
-    return _SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
+    return SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
 
 
 def iter_places(
@@ -76,7 +77,7 @@ def iter_places(
         member, or "pax-global" where it depends on a pax header for all members.
     """
     options = ReadOptions(key_function, frozenset(), sizes=True)
-    reader = _SampleReader(raw, shard, options, tally or Tally(), None)
+    reader = SampleReader(raw, shard, options, tally or Tally(), None)
     reader.gaps = reader.members.gaps = gaps
     return reader.run()
 
@@ -101,7 +102,7 @@ def iter_members(
             yield member, None
 
 
-class _Expected(dict[bytes, int]):
+class Expected(dict[bytes, int]):
     """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
 
     The low half of adler32 is 1 + the sum of the bytes (modulo 65521, which 148 bytes cannot reach).
@@ -138,11 +139,12 @@ class _Sizes(dict[bytes, int]):
 
 
 # What one shard teaches serves the next: plain values, so that threads may share them.
-_known_tails: dict[bytes, tuple[int, _Expected]] = {}
+_known_tails: dict[bytes, tuple[int, Expected]] = {}
 _known_sizes: dict[int, _Sizes] = {}
+_known_names: dict[bytes, str] = {}
 
 
-class _SampleReader:
+class SampleReader:
     """State of one pass over a shard: `run` is the hot loop, the other methods are what it does seldom."""
 
     def __init__(
@@ -157,10 +159,11 @@ class _SampleReader:
         self.policy = OnError(options.on_error)
         self.fast = options.fast and options.key_function == "base_plus_ext"
         self.tails = _known_tails if self.fast else {}
-        self.wanted: dict[bytes, str] = {}
+        self.wanted: dict[bytes, str]
         """What stands behind the key's dot in a name field, NUL padding included -> the field, where it is loaded."""
-        self.unwanted: dict[bytes, str] = {}
+        self.unwanted: dict[bytes, str]
         """The same for fields that are passed over."""
+        self.wanted, self.unwanted = self._known_fields()
         self.seen: dict[int, str] = {}
         """Hash of each key so far -> its first field: tells doubled keys from interleaved samples."""
         self.again: str | None = None
@@ -172,24 +175,36 @@ class _SampleReader:
         self.at = 0
         """Offset that errors about the sample in progress tell."""
         self.stopped = False
+        self.record: Record | None = None
+        """The sample in progress, while no loop runs."""
+        self.key = ""
+        self.stem = NO_STEM
+        self.begun = -1
+        """Where the pax header begins that a hot loop has passed last."""
+        self.paused = False
+        """Whether `run` has left at a place where another loop goes on."""
         self.gaps: list[tuple[int, int]] | None = None
         """What lies between samples, where the places of fields are asked for and not their sizes."""
 
-    def run(self) -> Iterator[Record]:
-        """Yield the samples; counts are in the tally when the loop leaves, however it leaves."""
+    def run(self, brief: bool = False) -> Iterator[Record]:
+        """Yield the samples; counts are in the tally when the loop leaves, however it leaves.
+
+        Args:
+            brief: leave behind the first member after which the sample in progress is plainly good, so that a loop that
+                only knows such samples can go on; `paused` tells that this was the case.
+        """
         tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
-        buffer, parts_of = window.buffer, _PARTS.unpack_from
+        buffer, parts_of = window.buffer, PARTS.unpack_from
         gaps, tails, wanted, unwanted, seen = self.gaps, self.tails, self.wanted, self.unwanted, self.seen
         passed = self.passed
-        limit = min(self.options.max_member_bytes, window.size // 2)
-        size_of = _known_sizes.setdefault(limit, _Sizes(limit))
-        tail, expected = b"-", _Expected(b"")
-        stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
-        record: Record | None = None
+        size_of = self.plain_sizes()
+        tail, expected = b"-", Expected(b"")
+        record, key, stem, begun = self.record, self.key, self.stem, self.begun
+        stem_length, pos, have = len(stem), window.pos, window.have
         body: bytes | int | Place | None
         odd = False  # whether the sample in progress needs a second look
         members = samples = 0
-        begun = -1  # where the pax header that came last begins
+        self.paused = False
         try:
             while True:
                 field: str | None = None
@@ -197,12 +212,12 @@ class _SampleReader:
                     window.pos = pos
                     window.ensure(BLOCK)
                     pos, have = window.pos, window.have
-                front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else _NOTHING
+                front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else NOTHING
                 if mark != tail and mark:
-                    kind, sums = tails.get(mark) or self._learn(buffer[pos : pos + BLOCK])
-                    if kind is _FILE:
+                    kind, sums = tails.get(mark) or self.learn(buffer[pos : pos + BLOCK])
+                    if kind == FILE:
                         tail, expected = mark, sums
-                    elif kind is _PAX and self._is_trivial_pax(pos, sums):
+                    elif kind == PAX and self.is_trivial_pax(pos, sums):
                         begun = window.base + pos
                         pos += 2 * BLOCK
                         continue
@@ -211,7 +226,7 @@ class _SampleReader:
                 try:
                     if front and adler32(front) & 0xFFFF == expected[checksum]:
                         size = size_of[front[124:136]]
-                        after = (pos + 1023 + size) & ~511
+                        after = pos + ((size + 1023) & ~511)
                         if front[:stem_length] == stem:
                             fresh = False
                             name = front[stem_length:100]
@@ -259,7 +274,7 @@ class _SampleReader:
                                 pos, have = 0, window.have
                             else:
                                 window.pos = pos + BLOCK
-                                self.members.skip_data(Member(name, "file", size, size, window.base + pos))
+                                self.members.skip_data(self.plain_member(front, size, window.base + pos, begun))
                                 pos, have = window.pos, window.have
                 except ValueError:
                     field = None
@@ -275,7 +290,7 @@ class _SampleReader:
                             samples += 1
                             if good:
                                 yield record
-                            record, stem, stem_length = None, _NO_STEM, 1
+                            record, stem, stem_length = None, NO_STEM, 1
                             self.fault, odd = None, self.stopped
                         if member is None or (member := self.members.next()) is None:
                             return
@@ -286,6 +301,8 @@ class _SampleReader:
                     pair = self._split(member)
                     if pair is None:
                         pos, have = window.pos, window.have
+                        if brief and not odd:
+                            break
                         continue
                     new_key, field = pair
                     fresh = record is None or new_key != key
@@ -310,7 +327,7 @@ class _SampleReader:
                             yield record
                         self.fault, odd = None, self.stopped
                     key, stem, stem_length = new_key, new_stem, len(new_stem)
-                    name_hash = hash(key)
+                    name_hash = hash(key if stem is NO_STEM else stem)
                     if name_hash in seen:
                         odd, self.again = True, seen[name_hash]
                     else:
@@ -326,6 +343,11 @@ class _SampleReader:
                     record[field] = body  # type: ignore[index]
                 else:
                     passed.add(field)
+                if brief and not odd:
+                    break
+            self.record, self.key, self.stem, self.begun = record, key, stem, begun
+            window.pos = pos
+            self.paused = True
         except FormatError as error:
             if self.policy is OnError.FAIL:
                 raise
@@ -337,33 +359,51 @@ class _SampleReader:
                 if good:
                     yield record
         finally:
-            window.close()
+            if not self.paused:
+                window.close()
             tally.members += members
             tally.samples += samples
 
-    def _learn(self, block: bytes) -> tuple[int, _Expected]:
+    def plain_sizes(self) -> dict[bytes, int]:
+        """Give the sizes, by size field, of members that a hot loop may take."""
+        limit = min(self.options.max_member_bytes, self.window.size // 2)
+        return _known_sizes.setdefault(limit, _Sizes(limit))
+
+    def plain_member(self, front: bytes, size: int, at: int, begun: int) -> Member:
+        """Describe a member that a hot loop has found, as the slow path does.
+
+        Args:
+            front: the beginning of its header.
+            size: of its contents.
+            at: offset of its header.
+            begun: offset of the pax header that was passed last.
+        """
+        start = begun if begun + 2 * BLOCK == at else at
+        return Member(front[:100].partition(b"\0")[0], "file", size, size, start)
+
+    def learn(self, block: bytes) -> tuple[int, Expected]:
         """Find out what the fixed part of this header stands for, and remember it."""
         tail = block[156:]
-        kind = _OTHER
+        kind = OTHER
         if self.members.global_pax:
-            return kind, _Expected(tail)
+            return kind, Expected(tail)
         if self.fast and block != ZERO_BLOCK:
             try:
                 header = parse_header(block)
             except ValueError:
-                return kind, _Expected(tail)  # the slow path will say what is the matter
+                return kind, Expected(tail)  # the slow path will say what is the matter
             if header.kind == "pax":
-                kind = _PAX
+                kind = PAX
             elif header.kind == "file" and header.name == block[:100].partition(b"\0")[0]:
-                kind = _FILE
-        known = kind, _Expected(tail)
-        if kind is not _OTHER:  # what these stand for is the same in every shard
+                kind = FILE
+        known = kind, Expected(tail)
+        if kind != OTHER:  # what these stand for is the same in every shard
             if len(self.tails) > _MAX_TAILS:
                 self.tails.clear()
             self.tails[tail] = known
         return known
 
-    def _is_trivial_pax(self, pos: int, expected: _Expected) -> bool:
+    def is_trivial_pax(self, pos: int, expected: Expected) -> bool:
         """Tell whether the header at `pos` is a pax header with one record, the mtime, and wholly in the window."""
         buffer = self.window.buffer
         try:
@@ -421,16 +461,28 @@ class _SampleReader:
         dependent = self.members.global_pax or (gaps and gaps[-1][0] > member.offset)
         return self.window.offset, member.stored_bytes, "pax-global" if dependent else member.kind
 
+    def _known_fields(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
+        """Divide the names that other shards taught into those of fields that are loaded, and others."""
+        wanted: dict[bytes, str] = {}
+        unwanted: dict[bytes, str] = {}
+        load = self.options.load
+        if self.fast:
+            for name, field in list(_known_names.items()):
+                (wanted if load is None or field in load else unwanted)[name] = field
+        return wanted, unwanted
+
     def _remember(self, block_name: bytes, member: Member, key: str, field: str) -> bytes:
         """Let the hot loop know the field, where its name stands plainly in the header; give the stem of the key."""
         if not self.fast:
-            return _NO_STEM
+            return NO_STEM
         stem = key.encode("utf-8", "surrogateescape") + b"."
         if block_name.partition(b"\0")[0] == member.name and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
             if len(names) > _MAX_CACHED:
                 names.clear()
             names[block_name[len(stem) :]] = field
+            if len(_known_names) < _MAX_NAMES:
+                _known_names[block_name[len(stem) :]] = field
         return stem
 
     def _doubled(self, key: str, field: str) -> None:

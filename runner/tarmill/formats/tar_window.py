@@ -62,6 +62,7 @@ class Window:
         self.have = 0
         self.base = 0
         self.at_end = False
+        self._closed = False
         seekable = getattr(raw, "seekable", None)
         self._seek = getattr(raw, "seek", None) if seekable is not None and seekable() else None
         self._fill = _SHORT_FILL if sparse_reading and self._seek is not None else WINDOW_BYTES
@@ -76,6 +77,9 @@ class Window:
 
     def close(self) -> None:
         """Give the buffer back for other readers; the window must not be used after it."""
+        if self._closed:
+            return
+        self._closed = True
         self._leap_view.release()
         self.view.release()
         if len(_idle) < _MAX_IDLE:

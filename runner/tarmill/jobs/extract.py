@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 WAITING_BYTES = 64 << 20
 """Small results of shards whose turn has not come stay in memory up to this sum; the rest waits on disk."""
+INLINE_BYTES = 1 << 20
+"""Rows of one shard up to this size travel in the result; larger ones wait in a file."""
+HERE_BYTES = 8 << 20
+"""The same where the result stays in this process, one shard at a time."""
 _BLOCK_BYTES = 512 << 10
 _KIND = "ShardExtract"
 
@@ -51,7 +55,7 @@ class ExtractPlan:
     """One output per shard, or [] when all rows go to `spec.output`."""
     job: str
 
-    def tasks(self, spool: str, settings: storage.StorageSettings) -> list[ExtractTask]:
+    def tasks(self, spool: str, inline_bytes: int, settings: storage.StorageSettings) -> list[ExtractTask]:
         """Give a task for each shard."""
         outputs = self.parts or [""] * len(self.shards)
         return [
@@ -62,6 +66,7 @@ class ExtractPlan:
                 self.job,
                 from_anywhere(output),
                 from_anywhere(spool),
+                inline_bytes,
                 settings,
             )
             for index, (shard, output) in enumerate(zip(self.shards, outputs, strict=True))
@@ -140,9 +145,9 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
     try:
         with ExitStack() as stack:
             spool = stack.enter_context(_spool_folder(found, options, settings))
-            tasks = found.tasks(spool, settings)
             urls = [found.shards[0].url, *found.parts[:1]]
-            engine = stack.enter_context(choose_engine(options, len(tasks), urls))
+            engine = stack.enter_context(choose_engine(options, len(found.shards), urls))
+            tasks = found.tasks(spool, HERE_BYTES if engine.name == "serial" else INLINE_BYTES, settings)
             probe_workers(engine, found.shards[0], spool or ShardPattern.parse(spec.output).folder or "-")
             outcomes = stack.enter_context(closing(run_tasks(engine, extract_shard, tasks, listener)))  # type: ignore[type-var]
             ordered = in_order(_told(outcomes, listener), spool if not options.scheduler else "")

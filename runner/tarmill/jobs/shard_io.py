@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from tarmill.formats.compression import codec_for, compress, decompress
 from tarmill.formats.digest import to_hex
 from tarmill.formats.samples import ReadOptions, Record, Tally
 from tarmill.formats.tar_read import iter_samples
+from tarmill.formats.tar_values import iter_values
 from tarmill.formats.tar_window import RawInput
 from tarmill.formats.tar_write import TarSink
 from tarmill.planning.tasks import OutputShard, Shard
@@ -84,6 +85,24 @@ def open_samples(
         shard: read at its pinned version; the whole of it is compared with `content_hash` where that is known.
         verify: False leaves that comparison out, which lets unwanted fields be passed over.
     """
+    with _opened(shard, tally, meter, verify=verify) as (raw, reopen):
+        yield iter_samples(raw, shard.label, options, tally, reopen)
+
+
+@contextmanager
+def open_values(
+    shard: Shard, field: str, options: ReadOptions, tally: Tally, meter: Meter
+) -> Iterator[Iterator[list[bytes] | Record]]:
+    """Open a shard and give the iterator over one field's contents (see `formats.tar_values.iter_values`)."""
+    with _opened(shard, tally, meter, verify=False) as (raw, reopen):
+        yield iter_values(raw, shard.label, field, options, tally, reopen)
+
+
+@contextmanager
+def _opened(
+    shard: Shard, tally: Tally, meter: Meter, *, verify: bool
+) -> Iterator[tuple[RawInput, Callable[[], RawInput] | None]]:
+    """Give a shard's decompressed stream, and how to get it once more where that is possible."""
     if not verify and shard.content_hash:
         shard = replace(shard, content_hash="")
     with storage.open_read(shard.url, version=shard.version) as stream, ExitStack() as again:
@@ -95,7 +114,7 @@ def open_samples(
 
         try:
             raw, _ = decompress(metered, shard.label)
-            yield iter_samples(raw, shard.label, options, tally, None if shard.url == "-" else reopen)
+            yield raw, None if shard.url == "-" else reopen
         except (FormatError, ScriptError):
             metered.verify()  # damage on the way is no fault of the shard or the script, and may pass
             raise

@@ -23,6 +23,8 @@ class ExtractTask:
     """Where this shard's own part goes; "" when the rows of all shards come together."""
     spool: str
     """Folder URL, with '/' at its end, for rows that are too many to travel in the result; "" for none."""
+    inline_bytes: int
+    """Rows up to this size travel in the result."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 
