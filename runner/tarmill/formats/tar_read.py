@@ -102,6 +102,13 @@ def iter_members(
             yield member, None
 
 
+def _split_dotted(name: bytes) -> tuple[bytes, bytes]:
+    """Split a name whose folders have dots as the key function `base_plus_ext` does."""
+    slash = name.rfind(b"/") + 1
+    stem, _, field = name[slash:].partition(b".")
+    return name[:slash] + stem, field
+
+
 class Expected(dict[bytes, int]):
     """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
 
@@ -232,13 +239,14 @@ class SampleReader:
                             name = front[stem_length:100]
                         else:
                             fresh = True
-                            slash = front.rfind(b"/", 0, 100) + 1
-                            dot = front.find(b".", slash, 100)
-                            new_key = front[:dot].decode()
-                            if dot <= slash or (front[0] == 95 and front[1] == 95) or "\0" in new_key:
+                            # the first dot of the last part; 0, 47 and 95 are NUL, "/" and "_"
+                            head, _, name = front[:100].partition(b".")
+                            if 47 in name:
+                                head, name = _split_dotted(front[:100])
+                            if 0 in head or not head or head[-1] == 47 or (head[0] == 95 and head[:2] == b"__"):
                                 raise ValueError("for the key function to decide")
-                            new_stem = front[: dot + 1]
-                            name = front[dot + 1 : 100]
+                            new_key = head.decode()
+                            new_stem = head + b"."
                             if odd:
                                 self.at = window.base + pos + BLOCK
                         field = wanted.get(name)
@@ -476,7 +484,8 @@ class SampleReader:
         if not self.fast:
             return NO_STEM
         stem = key.encode("utf-8", "surrogateescape") + b"."
-        if block_name.partition(b"\0")[0] == member.name and field != "key" and not field.startswith("__"):
+        plain = block_name.partition(b"\0")[0] == member.name and len(stem) < len(block_name)
+        if plain and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
             if len(names) > _MAX_CACHED:
                 names.clear()

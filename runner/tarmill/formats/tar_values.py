@@ -120,12 +120,12 @@ class _ValueReader(SampleReader):
                 after = pos + ((size + 1023) & ~511)
                 fresh = front[:stem_length] != stem
                 if fresh:
-                    slash = front.rfind(b"/", 0, 100) + 1
-                    dot = front.find(b".", slash, 100) + 1
-                    new_stem = front[:dot]
-                    bit = bit_of(front[dot:100])
+                    head, _, name = front[:100].partition(b".")
+                    bit = bit_of(name)
+                    new_stem = head + b"."
                     name_hash = hash(new_stem)
-                    if dot < slash + 2 or name_hash in seen or new_stem[:2] == b"__" or b"\0" in new_stem:
+                    # as in `SampleReader.run`; 0, 47 and 95 are NUL, "/" and "_"
+                    if 47 in name or 0 in head or not head or head[-1] == 47 or head[0] == 95 or name_hash in seen:
                         break
                 else:
                     bit = bit_of(front[stem_length:100])
@@ -157,7 +157,7 @@ class _ValueReader(SampleReader):
                             yield values
                             values, held = [], 0
                     seen[name_hash] = field_of[bit]
-                    stem, stem_length, had = new_stem, dot, bit
+                    stem, stem_length, had = new_stem, len(new_stem), bit
                 else:
                     had |= bit
                 if value is not None:
