@@ -215,11 +215,13 @@ class SampleReader:
         try:
             while True:
                 field: str | None = None
-                if have - pos < BLOCK:
+                if have - pos >= BLOCK:
+                    front, checksum, mark = parts_of(buffer, pos)
+                else:
                     window.pos = pos
-                    window.ensure(BLOCK)
+                    complete = window.ensure(BLOCK)
                     pos, have = window.pos, window.have
-                front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else NOTHING
+                    front, checksum, mark = parts_of(buffer, pos) if complete else NOTHING
                 if mark != tail and mark:
                     kind, sums = tails.get(mark) or self.learn(buffer[pos : pos + BLOCK])
                     if kind == FILE:
@@ -231,7 +233,7 @@ class SampleReader:
                     else:
                         front = b""
                 try:
-                    if front and adler32(front) & 0xFFFF == expected[checksum]:
+                    if adler32(front) & 0xFFFF == expected[checksum]:
                         size = size_of[front[124:136]]
                         after = pos + ((size + 1023) & ~511)
                         if front[:stem_length] == stem:
