@@ -86,7 +86,7 @@ def valueclass(cls: type[T] | None = None, /, *, frozen: bool = True, kw_only: b
                 known[name] = _declared(kind, name, annotation)
         methods: dict[str, Any] = {
             "__fields__": known,
-            "__positional__": () if kw_only else tuple(one.name for one in known.values() if one.init),
+            "__plan__": _Plan(kind, known, kw_only),
             "__init__": _init,
             "__repr__": _repr,
             "__eq__": _equal,
@@ -127,27 +127,51 @@ def _declared(kind: type, name: str, annotation: str) -> Field:
     return known
 
 
+class _Plan:
+    """What `_init` needs to know of a class, looked up once."""
+
+    __slots__ = ("defaults", "factories", "finish", "names", "places")
+
+    def __init__(self, kind: type, known: Mapping[str, Field], kw_only: bool) -> None:
+        given = {name: one for name, one in known.items() if one.init}
+        self.names = given.keys()
+        self.places = () if kw_only else tuple(given)
+        self.defaults = {name: one.default for name, one in given.items() if one.default is not MISSING}
+        self.factories = [(name, one.default_factory) for name, one in given.items() if one.default_factory]
+        self.finish = hasattr(kind, "__post_init__")
+
+
 def _init(self: Any, *args: Any, **given: Any) -> None:
-    kind, values = type(self), self.__dict__  # a frozen value refuses setattr, not this
-    if len(args) > len(kind.__positional__):
-        raise TypeError(f"{kind.__name__} takes {len(kind.__positional__)} values, not {len(args)}")
-    for name, item in zip(kind.__positional__, args, strict=False):
-        if name in given:
-            raise TypeError(f"{kind.__name__} got {name!r} twice")
-        values[name] = item
-    for name, known in kind.__fields__.items():
-        if name in values or not known.init:
-            continue
-        if name in given:
-            values[name] = given.pop(name)
-        elif known.required:
-            raise TypeError(f"{kind.__name__} needs {name!r}")
-        else:
-            values[name] = known.make_default()
-    if given:
-        raise TypeError(f"{kind.__name__} has no field {next(iter(given))!r}")
-    if hasattr(kind, "__post_init__"):
+    plan, values = type(self).__plan__, self.__dict__  # a frozen value refuses setattr, not this
+    values.update(plan.defaults)
+    values.update(zip(plan.places, args, strict=False))
+    values.update(given)
+    for name, make in plan.factories:
+        if name not in values:
+            values[name] = make()
+    if (
+        values.keys() != plan.names
+        or len(args) > len(plan.places)
+        or not given.keys().isdisjoint(plan.places[: len(args)])
+    ):
+        values.clear()
+        raise TypeError(_complaint(type(self), len(args), given))
+    if plan.finish:
         self.__post_init__()
+
+
+def _complaint(kind: Any, count: int, given: Mapping[str, Any]) -> str:
+    plan = kind.__plan__
+    if count > len(plan.places):
+        return f"{kind.__name__} takes {len(plan.places)} values, not {count}"
+    placed = plan.places[:count]
+    if twice := [name for name in placed if name in given]:
+        return f"{kind.__name__} got {twice[0]!r} twice"
+    if unknown := [name for name in given if name not in plan.names]:
+        return f"{kind.__name__} has no field {unknown[0]!r}"
+    optional = plan.defaults.keys() | {name for name, _ in plan.factories}
+    needed = [name for name in plan.names if name not in optional and name not in given and name not in placed]
+    return f"{kind.__name__} needs {', '.join(map(repr, needed))}"
 
 
 def _compared(self: Any) -> tuple[Any, ...]:

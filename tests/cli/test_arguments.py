@@ -29,7 +29,8 @@ WORDS = [
         "x.py",
         "-px.py",
     ),
-    *("-f", "-fjpg,cls", "--fields=a,b", "--columns=__key__", "--param", "a=1", "--param=b=c=d", "--on-error", "skip"),
+    *("-f", "-fjpg,cls", "--fields=a,b", "--columns=__key__", "--param", "a=1", "--param=b=c=d", "--on-error"),
+    "skip",
     *("--on-error=stop", "--on-error=oops", "--max-member", "4GiB", "--max-member=12x", "--task-timeout=5m", "90s"),
     *(
         "--level",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -91,6 +90,8 @@ def load(text: str, name: str) -> Script:
 
 def failure(name: str, fact: str, error: BaseException, key: str = "", shard: str = "") -> ScriptError:
     """Tell an exception of the user's code as a ScriptError: what, with file and line, and the trimmed traceback."""
+    import traceback  # dear, and mostly nothing fails
+
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == name]
     where = f"{name}, line {own[-1].lineno}" if own else name

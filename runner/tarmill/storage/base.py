@@ -39,6 +39,10 @@ class Stat:
     version: str
     mtime_s: float | None = None
 
+    def __init__(self, url: str, size_bytes: int | None, version: str, mtime_s: float | None = None) -> None:
+        # written out, since a job over many shards makes several for each of them
+        self.__dict__.update(url=url, size_bytes=size_bytes, version=version, mtime_s=mtime_s)
+
     def __repr__(self) -> str:
         return f"Stat({mask(self.url)!r}, {self.size_bytes} bytes, version {self.version!r}, mtime {self.mtime_s})"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tarmill.errors import ChangedError, StorageError
 from tarmill.storage.base import Capabilities, ReadCounter, ReadStream, Stat, Store, fetch_ranges
-from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of
+from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of, version_of
 from tarmill.storage.file_write import DEFAULT_OWNER, TEMP_NAME, FileWriteStream
 from tarmill.storage.urls import local_path
 
@@ -56,11 +56,11 @@ class FileReadStream(io.FileIO, ReadStream):
 
     def verify(self) -> None:
         """Compare the open file with what was opened. Raises ChangedError."""
-        now = stat_of(self._url, os.fstat(self.fileno()))
-        if now.version != self.stat.version:
+        now = os.fstat(self.fileno())
+        if version_of(now) != self.stat.version:
             raise ChangedError(
                 f"{self._url} was changed while it was being read: {self.stat.size_bytes} bytes when it was opened, "
-                f"{now.size_bytes} now; run again when nothing writes to it",
+                f"{now.st_size} now; run again when nothing writes to it",
                 url=self._url,
             )
 
