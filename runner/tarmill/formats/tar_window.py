@@ -19,6 +19,8 @@ _SHORT_FILL = 4 << 10
 _LEAP_FILL = 2 << 10
 """What is read behind a leap: the header there, a small field and the next header are mostly in it."""
 _FIRST_FILL = 64 << 10
+_LARGE_FILL = 256 << 10
+"""What is read at a time, where no member needs more: it stays in the processor's cache until it is used."""
 _DIRECT_BYTES = 16 << 10
 """Contents from this size on are read into an object of their own, where the input can read at an offset: that spares
 a copy, at the price of reading the next header by itself."""
@@ -65,7 +67,7 @@ class Window:
         self._closed = False
         seekable = getattr(raw, "seekable", None)
         self._seek = getattr(raw, "seek", None) if seekable is not None and seekable() else None
-        self._fill = _SHORT_FILL if sparse_reading and self._seek is not None else WINDOW_BYTES
+        self._fill = _SHORT_FILL if sparse_reading and self._seek is not None else _LARGE_FILL
         self._ends: int | None = None
         self._at: PositionalReads | None = getattr(raw, "positional", None)
         self._origin = 0
@@ -101,7 +103,7 @@ class Window:
         self.base += self.pos
         self.pos, self.have = 0, rest
         goal = min(self.size, max(want, self._fill))
-        self._fill = min(self.size, self._fill * 4)
+        self._fill = min(_LARGE_FILL, self._fill * 4)
         while self.have < goal and not self.at_end:
             piece = view[self.have : goal]
             if self._at is not None:
