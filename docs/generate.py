@@ -7,7 +7,6 @@ A page holds a table between `<!-- options: COMMAND -->` and `<!-- end of option
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import click
 
 from tarmill.spec import KINDS, option_of
+from tarmill.values import fields
 
 DOCS = Path(__file__).parent
 COMMANDS = {
@@ -43,16 +43,14 @@ MARKS = re.compile(r"(<!-- options: ([\w ]+?) -->\n).*?(<!-- end of options -->)
 def command_of(name: str) -> click.Command:
     """Find the click command behind a script's name."""
     module = importlib.import_module(COMMANDS[name])
-    found = [value for value in vars(module).values() if isinstance(value, click.Command)]
-    if len(found) != 1:
-        raise SystemExit(f"{module.__name__} has {len(found)} click commands; expected 1")
-    return found[0]
+    found: click.Command = module.make_command() if hasattr(module, "make_command") else module.command
+    return found
 
 
 def argument_help(command: str, name: str) -> str:
     """Find what the command's spec says of an argument."""
     for kind in KINDS:
-        for field in dataclasses.fields(kind.spec):
+        for field in fields(kind.spec):
             if kind.command == command and field.name == name:
                 return option_of(field).help
     return ARGUMENTS[name]

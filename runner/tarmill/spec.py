@@ -6,22 +6,21 @@ A field's help, default and choices stand beside it, by `option`. Names are snak
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import types
 import typing
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tarmill.errors import SpecError
 from tarmill.formats.samples import DEFAULT_MAX_MEMBER_BYTES, OnError
+from tarmill.values import MISSING, Field, field, fields, valueclass
 
 API_VERSION = "tarmill.dev/v1alpha1"
 FORMAT_VERSION = 1
 """Goes into every job id: raise it when the same spec would give other bytes."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Option:
     """What a command line, a spec file or a CRD needs to know of a field, besides its type and default."""
 
@@ -38,7 +37,7 @@ class Option:
     hidden: bool = False
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, **facts: Any) -> Any:
+def option(default: Any = MISSING, *, help: str, **facts: Any) -> Any:
     """Declare a field of a spec with its `Option`; mutable defaults are copied."""
     metadata = {"option": Option(help=help, **facts)}
     if isinstance(default, dict):
@@ -46,8 +45,8 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **facts: Any) -> An
     return field(default=default, metadata=metadata)
 
 
-def option_of(spec_field: dataclasses.Field[Any]) -> Option:
-    """Give the `Option` of a dataclass field that was declared by `option`."""
+def option_of(spec_field: Field) -> Option:
+    """Give the `Option` of a field that was declared by `option`."""
     found: Option = spec_field.metadata["option"]
     return found
 
@@ -56,7 +55,7 @@ class Spec:
     """What all specs share: choices are checked, conversion to and from dicts."""
 
     def __post_init__(self) -> None:
-        for spec_field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for spec_field in fields(self):
             known = option_of(spec_field)
             value = getattr(self, spec_field.name)
             if known.choices and value not in known.choices:
@@ -70,14 +69,9 @@ class Spec:
     def to_dict(self) -> dict[str, Any]:
         """Give the fields that differ from their defaults, in camelCase, as JSON-able values."""
         found = {}
-        for spec_field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for spec_field in fields(self):
             value = getattr(self, spec_field.name)
-            default = (
-                spec_field.default_factory()
-                if spec_field.default_factory is not dataclasses.MISSING
-                else spec_field.default
-            )
-            if value != default:
+            if value != spec_field.make_default():
                 found[camel(spec_field.name)] = list(value) if isinstance(value, tuple) else value
         return found
 
@@ -89,15 +83,14 @@ class Spec:
             SpecError: an unknown field (with the nearest known one), a value of another type, a missing field.
         """
         hints = typing.get_type_hints(cls)
-        names = {camel(f.name): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        names = {camel(f.name): f for f in fields(cls)}
         found = {}
         for name, value in values.items():
             if name not in names:
                 raise SpecError(f"unknown field {name!r}{_nearest(str(name), names)}", field=name, value=value)
             found[names[name].name] = _checked(name, value, hints[names[name].name])
         for name, spec_field in names.items():
-            required = spec_field.default is spec_field.default_factory is dataclasses.MISSING
-            if required and spec_field.name not in found:
+            if spec_field.required and spec_field.name not in found:
                 raise SpecError(f"field {name!r} is missing; {option_of(spec_field).help}", field=name, value=None)
         return cls(**found)
 
@@ -109,7 +102,7 @@ def camel(name: str) -> str:
 
 
 def _flag(kind: type, name: str) -> str:
-    known = {f.name: option_of(f) for f in dataclasses.fields(kind)}.get(name)
+    known = {f.name: option_of(f) for f in fields(kind)}.get(name)
     if known is None or known.argument:
         return name.upper()
     return known.flags[-1] if known.flags else "--" + name.replace("_", "-")
@@ -151,7 +144,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 _ON_ERROR = tuple(policy.value for policy in OnError)
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class ReadSpec(Spec):
     """How inputs are read: shared by all kinds that read shards."""
 
@@ -191,7 +184,7 @@ class ReadSpec(Spec):
             self.refuse("max_member", "expected a size above 0, such as 4GB")
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class MapSpec(ReadSpec):
     """Every sample through a user's script, input shard i to output shard i."""
 
@@ -238,7 +231,7 @@ class MapSpec(ReadSpec):
             self.refuse("limit", "expected a number of samples, or 0 for all")
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class ExtractSpec(ReadSpec):
     """Fields or keys of every sample as rows, or aggregates over them."""
 
@@ -275,7 +268,7 @@ class ExtractSpec(ReadSpec):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class ReorderSpec(ReadSpec):
     """What shuffle and sort share: all samples of the inputs in another order, cut into new shards."""
 
@@ -343,7 +336,7 @@ class ReorderSpec(ReadSpec):
             self.refuse(given[1], f"--{given[0].replace('_', '-')} decides about the cuts already; give one of them")
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class ShuffleSpec(ReorderSpec):
     """A global random permutation of all samples, into new shards."""
 
@@ -362,7 +355,7 @@ class ShuffleSpec(ReorderSpec):
             self.refuse("seed", "expected a whole number from 0 to 2^64 - 1, or 'random'")
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class SortSpec(ReorderSpec):
     """All samples in the order of keys, perhaps reduced key by key, into new shards."""
 
@@ -469,7 +462,7 @@ class SortSpec(ReorderSpec):
         return self.reduces and (self.exact or self.combine)
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class RunOptions(Spec):
     """Where and how a job runs; nothing here changes the bytes that come out."""
 
@@ -504,7 +497,7 @@ class RunOptions(Spec):
             self.refuse("task_timeout", "expected a duration such as 5m, or 0 for never")
 
 
-@dataclass(frozen=True, kw_only=True)
+@valueclass(kw_only=True)
 class ReorderOptions(RunOptions):
     """How a shuffle or sort uses memory and disk; nothing here changes the bytes that come out either."""
 
@@ -533,7 +526,7 @@ class ReorderOptions(RunOptions):
                 self.refuse(name, "expected a size such as 4GB, or 0 for what is free")
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Kind:
     """One row of KINDS: a resource kind, its commands and its spec."""
 

@@ -276,6 +276,29 @@ def test_help_imports_nothing_heavy(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["htmapper -j 1 -p double.py in-@3.tar out-@.tar", "htextract -j 1 -f txt in-@3.tar"],
+    ids=["htmapper", "htextract"],
+)
+def test_a_plain_run_in_one_process_imports_nothing_dear(folder: Path, command: str) -> None:
+    (folder / "double.py").write_text("def process_sample(record):\n    return record\n")
+    name, *arguments = command.split()
+    code = (
+        "import sys\n"
+        f"from tarmill.cli.{name} import main\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "dear = 'click dataclasses inspect hashlib tempfile concurrent.futures urllib.parse csv'.split()\n"
+        "assert not set(dear) & set(sys.modules), set(dear) & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_script_with_a_byte_order_mark_is_read(folder: Path) -> None:
     (folder / "bom.py").write_bytes(b"\xef\xbb\xbf" + UPPER.encode())
     good("map", "-p", "bom.py", "in-0.tar", "out.tar")

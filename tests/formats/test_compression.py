@@ -20,6 +20,7 @@ import pytest
 import zstandard
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support import tars
 
 from tarmill.errors import CompressionError, FormatError, LimitError, SpecError, StorageError, TruncatedError
 from tarmill.formats.compression import codec_for, compress, decompress, sniff
@@ -439,3 +440,39 @@ def test_output_that_takes_nothing_is_an_error() -> None:
 def test_codec_or_level_that_cannot_be_written_is_refused(codec: str, level: int | None, says: str) -> None:
     with pytest.raises(SpecError, match=says):
         compress(Sink(), codec, level)
+
+
+# gzip straight into the caller's buffer
+
+
+def _outcome(raw: Any, size: int) -> tuple[bytes, str]:
+    stream, _ = decompress(raw, "s.tar.gz")
+    got, buffer = b"", memoryview(bytearray(size))
+    try:
+        while count := stream.readinto(buffer):
+            got += buffer[:count]
+    except CompressionError as error:
+        return got, error.message
+    except TruncatedError as error:
+        return got, error.message
+    return got, ""
+
+
+@given(
+    bodies=st.lists(st.binary(max_size=3000), min_size=1, max_size=3),
+    change=st.sampled_from(["none", "cut", "flip", "garbage", "zeros", "half a signature"]),
+    place=st.integers(0, 1 << 20),
+    size=st.sampled_from([7, 512, 1 << 16]),
+)
+def test_files_of_gzip_give_what_streams_of_gzip_give(bodies: list[bytes], change: str, place: int, size: int) -> None:
+    data = b"".join(gzip.compress(body, mtime=0) for body in bodies)
+    at = place % len(data)
+    if change == "cut":
+        data = data[: max(at, 20)]
+    elif change == "flip":
+        data = data[:at] + bytes([data[at] ^ 1 << place % 8]) + data[at + 1 :]
+    data += {"garbage": b"xyz", "zeros": bytes(9), "half a signature": b"\x1f\x8b"}.get(change, b"")
+    assume(data.startswith(b"\x1f\x8b\x08"))
+    quick, careful = _outcome(tars.AtOffsets(data), size), _outcome(Pipe(data), size)
+    assert quick[1] == careful[1]
+    assert quick[0] == careful[0] or (quick[1] and careful[0].startswith(quick[0]))

@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from support import tars
-from support.tar_reading import Outcome, listing, outcome, read
+from support.tar_reading import Outcome, listing, outcome, read, values_outcome
 
 from tarmill.errors import ScriptError
+from tarmill.formats import tar_window
+from tarmill.formats.samples import ReadOptions, Tally
+from tarmill.formats.tar_values import iter_values
 from tarmill.formats.tar_write import TarSink, check_key
 
 needs_gnu_tar = pytest.mark.skipif(tars.gnu_tar_command() is None, reason="GNU tar is not on this machine")
@@ -208,6 +214,56 @@ loads = st.sampled_from([None, None, frozenset({"txt"}), frozenset({"cls", "key"
 def test_fast_path_equals_slow_path_in_records_errors_and_counts(data, policy, load, size, chunks, limit):
     options = {"on_error": policy, "load": load, "sizes": size, "max_member_bytes": limit}
     assert told(outcome(data, chunks, fast=True, **options)) == told(outcome(data, chunks, fast=False, **options))
+
+
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """Let the window jump, and read contents directly, where the shards of these tests are large enough for it."""
+    with mock.patch.multiple(tar_window, _SHORT_FILL=600, _FIRST_FILL=1100, _LEAP_FILL=700, _DIRECT_BYTES=50):
+        yield
+
+
+@modest
+@given(data=mixtures(), policy=policies, load=loads, size=st.booleans())
+def test_reading_at_offsets_changes_nothing(data, policy, load, size):
+    options = {"on_error": policy, "load": load, "sizes": size}
+    with small_steps():
+        found = outcome(data, raw=tars.AtOffsets(data), **options)
+    assert told(found) == told(outcome(data, fast=False, **options))
+
+
+@modest
+@given(
+    data=mixtures(),
+    field=st.sampled_from(["txt", "cls", "a.b"]),
+    chunks=chunk_sizes,
+    at_offsets=st.booleans(),
+    limit=st.sampled_from([600, 1 << 30]),
+)
+def test_one_field_read_without_records_is_that_of_the_records(data, field, chunks, at_offsets, limit):
+    options = {"max_member_bytes": limit}
+    raw = tars.AtOffsets(data) if at_offsets else io.BytesIO(data) if chunks is None else tars.Trickle(data, chunks)
+    with small_steps():
+        found = values_outcome(data, field, raw, **options)
+    expected = outcome(data, fast=False, load=frozenset([field]), **options)
+    expected.records = [{field: r[field]} if field in r else r for r in expected.records]
+    if expected.error is None:
+        assert told(found) == told(expected)
+        return
+    # what came before an error is published by nobody; a value may be told before its sample was found to be bad
+    assert (type(found.error), found.error.message) == (type(expected.error), expected.error.message)
+
+
+def test_values_of_plain_samples_come_in_batches_and_samples_without_the_field_as_records():
+    pairs = [
+        (f"{n:05d}.{field}", b"%d" % n) for n in range(1200) for field in ("cls", "txt") if n != 700 or field == "cls"
+    ]
+    batches = list(iter_values(tars.AtOffsets(tars.ustar(pairs)), "s.tar", "txt", ReadOptions(), Tally()))
+    sizes = [len(batch) if isinstance(batch, list) else batch["__key__"] for batch in batches]
+    lacking = sizes.index("00700")
+    assert sum(sizes[:lacking]) == 700
+    assert sum(sizes[lacking + 1 :]) == 499
+    assert 400 < max(sizes[:lacking]) <= 512
 
 
 @modest

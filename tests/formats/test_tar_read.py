@@ -346,6 +346,16 @@ def test_contents_that_are_not_wanted_are_passed_over_by_seeks():
     assert raw.got < 4 * WINDOW_BYTES
 
 
+@pytest.mark.parametrize("size", [4097, 5000, 9001])
+def test_headers_are_found_behind_contents_that_leave_the_window_at_an_odd_place(size):
+    long_name = "d/" + "n" * 120
+    data = tars.pax(tars.pax_record("path", f"{long_name}.txt")) + tars.member("short.txt", b"x" * size)
+    data += tars.ustar([("b.txt", b"1"), ("b.bin", bytes(9000)), ("c.txt", b"2")])
+    for raw in (io.BytesIO(data), tars.AtOffsets(data), tars.Trickle(data)):
+        found = outcome(data, raw=raw, load=frozenset({"txt"}))
+        assert [r["txt"] for r in found.records] == [b"x" * size, b"1", b"2"]
+
+
 def test_a_record_has_key_url_and_alias():
     [record] = iter_samples(io.BytesIO(tars.ustar([("d/a.txt", b"1")])), "http://x/s.tar")
     assert record == {"__key__": "d/a", "__url__": "http://x/s.tar", "key": "d/a", "txt": b"1"}

@@ -17,6 +17,7 @@ from support.daskcluster import DaskCluster
 from tarmill import ShardWriter, storage
 from tarmill.engine.base import Outcome
 from tarmill.errors import JobFailed, OutputExistsError, SampleError, UsageError
+from tarmill.jobs import extract as driver
 from tarmill.jobs import extract_shard as worker
 from tarmill.jobs.extract import in_order, plan, run
 from tarmill.jobs.report import Report
@@ -106,7 +107,7 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
 ) -> None:
     one, report = extract(**fields)
     two, other = extract(options=RunOptions(workers=2), **fields)
-    monkeypatch.setattr(worker, "INLINE_BYTES", 10)  # everything through the scratch folder
+    monkeypatch.setattr(driver, "HERE_BYTES", 10)  # everything through the scratch folder
     spooled, _ = extract(**fields)
     assert one == two == spooled
     assert report.counts.to_dict() == other.counts.to_dict()
@@ -328,7 +329,7 @@ def test_an_output_that_is_there_is_not_written_over_unless_asked(here: Path) ->
 def test_results_come_in_the_order_of_shards_and_wait_on_disk_when_they_are_many(here: Path) -> None:
     def outcome(index: int) -> Outcome[ExtractTask, ExtractDone]:
         shard = Shard(f"{index}.tar", f"{index}.tar")
-        task = ExtractTask(index, shard, ExtractSpec(input="x"), "job", "", "", None)
+        task = ExtractTask(index, shard, ExtractSpec(input="x"), "job", "", "", 0, None)
         if index == 6:
             return Outcome(task, None, SampleError("bad"), 1, "here")
         return Outcome(task, ExtractDone(index, Counts(), b"%d" % index * 100, ""), None, 1, "here")
@@ -346,10 +347,9 @@ def test_results_come_in_the_order_of_shards_and_wait_on_disk_when_they_are_many
     assert on_disk == len(os.listdir("scratch")) > 5
 
 
-def test_rows_too_many_to_be_sent_need_a_place_that_workers_share(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "INLINE_BYTES", 10)
+def test_rows_too_many_to_be_sent_need_a_place_that_workers_share(here: Path) -> None:
     found = plan(ExtractSpec(input="in-@5.tar"))
-    task = found.tasks("", storage.StorageSettings())[0]
+    task = found.tasks("", 10, storage.StorageSettings())[0]
     with pytest.raises(UsageError, match=r"-o rows.txt.*--scratch-dir"):
         worker.extract_shard(task)
 

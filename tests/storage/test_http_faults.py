@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from tarmill import storage
 from tarmill.errors import AccessError, ChangedError, StorageError
 from tarmill.storage.http_write import HttpWriteStream, _Upload
 from tarmill.storage.readahead import PIECE_BYTES
+from tarmill.values import replace
 
 pytestmark = pytest.mark.real
 SIZE = 2_000_003
@@ -34,7 +34,7 @@ def shard(web: Nginx, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def settings(**changes: object) -> None:
-    storage.configure(dataclasses.replace(storage.current_settings(), **changes))  # type: ignore[arg-type]
+    storage.configure(replace(storage.current_settings(), **changes))
 
 
 FAULTS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from support.webserver import Reply, WebServer
 from tarmill import storage
 from tarmill.errors import AccessError, OutputExistsError, SpecError, StorageError
 from tarmill.storage.http_errors import shorten
+from tarmill.values import replace
 
 
 def settings(**changes: object) -> None:
-    storage.configure(dataclasses.replace(storage.current_settings(), **changes))  # type: ignore[arg-type]
+    storage.configure(replace(storage.current_settings(), **changes))
 
 
 @pytest.fixture(scope="module")

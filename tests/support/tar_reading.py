@@ -12,6 +12,7 @@ from support.tars import Trickle
 from tarmill.errors import FormatError
 from tarmill.formats.samples import ReadOptions, Rejection, Tally
 from tarmill.formats.tar_read import iter_members, iter_samples
+from tarmill.formats.tar_values import iter_values
 
 URL = "shard-000.tar"
 
@@ -60,6 +61,23 @@ def outcome(
     if error is None:
         assert tally.samples == len(records) + sum(tally.dropped.values()), "in = out + dropped"
     return Outcome(records, error, tally, rejections)
+
+
+def values_outcome(data: bytes, field: str, raw: Any, **options: Any) -> Outcome:
+    """Read one field of a shard by the loop that builds no records: the records that hold just that, or nothing."""
+    tally = Tally()
+    records: list[dict[str, Any]] = []
+    error = None
+    try:
+        for batch in iter_values(raw, URL, field, ReadOptions(**options), tally, lambda: io.BytesIO(data)):
+            if isinstance(batch, list):
+                records.extend({field: value} for value in batch)
+            else:
+                assert field not in batch
+                records.append(bare(batch))
+    except FormatError as caught:
+        error = caught
+    return Outcome(records, error, tally, [])
 
 
 def read(data: bytes, chunks: Sequence[int] | None = None, **options: Any) -> list[dict[str, Any]]:

@@ -267,6 +267,27 @@ class Trickle(io.RawIOBase):
         return size
 
 
+class AtOffsets(io.BytesIO):
+    """An input that can be read at offsets, as a file of this machine."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.data = data
+        self.size_bytes = len(data)
+        self.positional = self
+        self.handed_out = 0
+
+    def readinto_at(self, buffer: Any, offset: int) -> int:
+        found = self.read_at(len(buffer), offset)
+        buffer[: len(found)] = found
+        return len(found)
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        found = self.data[offset : offset + size]
+        self.handed_out += len(found)
+        return found
+
+
 class Endless(io.RawIOBase):
     """A stream made from pieces as they are asked for, never held as a whole; counts what it handed out."""
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import finish_job, run_command, show_report
+from tarmill.cli.arguments import plain_values, split_values
+from tarmill.cli.output import finish_job, run_command, run_main, show_report
 from tarmill.spec import ExtractSpec, RunOptions
+from tarmill.values import replace
+
+if TYPE_CHECKING:
+    import click
 
 EPILOG = """\b
 Examples: captions in English as JSON lines; the ten most frequent classes; what is in a data set.
@@ -20,14 +21,22 @@ Examples: captions in English as JSON lines; the ten most frequent classes; what
 """
 
 
-@click.command(
-    "extract", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@spec_options(ExtractSpec)
-@spec_options(RunOptions)
-def command(**values: Any) -> None:
-    """Write columns of every sample of the IN shards as rows, in order, or count them."""
-    run_command(lambda: _run(values))
+def make_command() -> click.Command:
+    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
+    import click
+
+    from tarmill.cli.options import spec_options
+
+    @click.command(
+        "extract", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    )
+    @spec_options(ExtractSpec)
+    @spec_options(RunOptions)
+    def command(**values: Any) -> None:
+        """Write columns of every sample of the IN shards as rows, in order, or count them."""
+        run_command(lambda: _run(values))
+
+    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -45,7 +54,7 @@ def run_extract(spec: ExtractSpec, options: RunOptions) -> None:
     from tarmill.jobs.report import Report
 
     filtering = spec.output == "-" and options.log_format == "text" and not sys.stderr.isatty()
-    shown = dataclasses.replace(options, quiet=True) if filtering else options
+    shown = replace(options, quiet=True) if filtering else options
     reports: list[Report] = []
 
     def start(console: Any) -> Report:
@@ -54,7 +63,7 @@ def run_extract(spec: ExtractSpec, options: RunOptions) -> None:
 
     finish_job(start, shown, "htextract")
     if filtering and not options.quiet and any(_remarkable(report) for report in reports):
-        show_report(reports[0], dataclasses.replace(options, report=""))
+        show_report(reports[0], replace(options, report=""))
 
 
 def _remarkable(report: Any) -> bool:
@@ -64,4 +73,11 @@ def _remarkable(report: Any) -> bool:
 
 def main() -> None:
     """Entry point of the script `htextract`."""
-    command(prog_name="htextract")
+    run_main(_main)
+
+
+def _main() -> None:
+    if (values := plain_values(sys.argv[1:], ExtractSpec, RunOptions)) is None:
+        make_command()(prog_name="htextract")
+    else:
+        run_command(lambda: _run(values))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import finish_job, run_command
+from tarmill.cli.arguments import plain_values, split_values
+from tarmill.cli.output import finish_job, run_command, run_main
 from tarmill.errors import UsageError
 from tarmill.spec import MapSpec, RunOptions
+
+if TYPE_CHECKING:
+    import click
 
 EPILOG = """\b
 Example: keep the samples whose class is 3, and shorten their text.
@@ -24,16 +26,26 @@ Example: keep the samples whose class is 3, and shorten their text.
 """
 
 
-@click.command("map", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@spec_options(MapSpec)
-@spec_options(RunOptions)
-def command(**values: Any) -> None:
-    """Send every sample of the IN shards through a script and write the OUT shards, one for one.
+def make_command() -> click.Command:
+    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
+    import click
 
-    IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs, or -.
-    OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
-    """
-    run_command(lambda: _run(values), values["log_format"])
+    from tarmill.cli.options import spec_options
+
+    @click.command(
+        "map", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    )
+    @spec_options(MapSpec)
+    @spec_options(RunOptions)
+    def command(**values: Any) -> None:
+        """Send every sample of the IN shards through a script and write the OUT shards, one for one.
+
+        IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs,
+        or -. OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
+        """
+        run_command(lambda: _run(values), values["log_format"])
+
+    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -66,4 +78,11 @@ def read_script(path: str) -> str:
 
 def main() -> None:
     """Entry point of the script `htmapper`."""
-    command(prog_name="htmapper")
+    run_main(_main)
+
+
+def _main() -> None:
+    if (values := plain_values(sys.argv[1:], MapSpec, RunOptions)) is None:
+        make_command()(prog_name="htmapper")
+    else:
+        run_command(lambda: _run(values), values["log_format"])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import traceback
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from tarmill.errors import TarmillError
+from tarmill.values import valueclass
 
 
 class TaskLike(Protocol):
@@ -28,7 +26,7 @@ T = TypeVar("T", bound=TaskLike)
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Progress:
     """How far a running task is; counts are totals of this attempt, so they fall back to 0 when a task runs again."""
 
@@ -40,7 +38,7 @@ class Progress:
     done: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Outcome(Generic[T, R]):
     """How a task ended: with a result or with an error, never with both.
 
@@ -117,6 +115,8 @@ def as_tarmill_error(error: BaseException) -> TarmillError:
     """
     if isinstance(error, TarmillError) and _survives_pickle(error):
         return error
+    import traceback
+
     text = "".join(traceback.format_exception(error))
     if isinstance(error, TarmillError):
         facts = {name: value for name, value in error.facts.items() if isinstance(value, str | int | float | None)}
@@ -128,6 +128,8 @@ def as_tarmill_error(error: BaseException) -> TarmillError:
 
 
 def _survives_pickle(error: TarmillError) -> bool:
+    import pickle
+
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:

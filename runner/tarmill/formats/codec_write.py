@@ -6,9 +6,10 @@ isal's output depends on how its input is cut into pieces, so contents are first
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from tarmill.errors import SpecError, StorageError
+from tarmill.values import valueclass
 
 _BLOCK = 256 << 10
 
@@ -53,7 +54,8 @@ def _bzip2_encoder(level: int) -> _Encoder:
     return bz2.BZ2Compressor(level)
 
 
-class _Writable(NamedTuple):
+@valueclass
+class _Writable:
     make: Callable[[int], _Encoder]
     levels: range
     default: int

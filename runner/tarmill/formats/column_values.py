@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from io import BytesIO
@@ -207,27 +206,33 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def _sha256(contents: bytes) -> str:
+    from hashlib import sha256
+
+    return sha256(contents).hexdigest()
+
+
 def _length(value: Any) -> int:
     return value if type(value) is int else len(value)
 
 
 _BYTES_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bytes": _length,
-    "sha256": lambda raw: hashlib.sha256(raw).hexdigest(),
+    "sha256": _sha256,
     "text": lambda raw: raw.decode(),
     "int": _number(int),
     "float": _number(float),
 }
 _TEXT_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda text: len(_utf8(text)),
-    "sha256": lambda text: hashlib.sha256(_utf8(text)).hexdigest(),
+    "sha256": lambda text: _sha256(_utf8(text)),
     "text": str,
     "int": _number(int),
     "float": _number(float),
 }
 _JSON_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda value: len(_utf8(_as_text(value))),
-    "sha256": lambda value: hashlib.sha256(_utf8(_as_text(value))).hexdigest(),
+    "sha256": lambda value: _sha256(_utf8(_as_text(value))),
     "text": _as_text,
     "int": _json_number(int),
     "float": _json_number(float),

@@ -34,11 +34,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tarmill.errors import UsageError
 from tarmill.formats.samples import Record
+from tarmill.values import valueclass
 
 if TYPE_CHECKING:
     from tarmill.formats.column_values import Documents
@@ -64,14 +64,15 @@ ACCESSOR_KINDS: dict[str, Kind] = {
 EXAMPLE = "-f __key__,cls:int,meta.json:caption.lang"
 MAX_PATH_STEPS = 64
 
-_QUOTED = re.compile(r"`((?:[^`]|``)*)`")
-_FIELD = re.compile(r"[^\s,:|`]+")
-_PATH_NAME = re.compile(r"[^\s,:|`.\[\]]+")
-_PATH_INDEX = re.compile(r"\[(-?[0-9]{1,9})\]")
-_BLANKS = re.compile(r"\s*")
+# Kept as text: `re` compiles each when it is first used, and remembers it.
+_QUOTED = r"`((?:[^`]|``)*)`"
+_FIELD = r"[^\s,:|`]+"
+_PATH_NAME = r"[^\s,:|`.\[\]]+"
+_PATH_INDEX = r"\[(-?[0-9]{1,9})\]"
+_BLANKS = r"\s*"
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Column:
     """One column, parsed: what it needs from the reader, and a function that takes it from a record."""
 
@@ -193,14 +194,14 @@ class _Parser:
             return True
         return False
 
-    def _take(self, pattern: re.Pattern[str]) -> str | None:
-        match = pattern.match(self._text, self._at)
+    def _take(self, pattern: str) -> str | None:
+        match = re.compile(pattern).match(self._text, self._at)
         if match is None:
             return None
         self._at = match.end()
-        return match[1] if pattern.groups else match[0]
+        return match[1] if match.re.groups else match[0]
 
-    def _name(self, bare: re.Pattern[str]) -> tuple[str, bool] | None:
+    def _name(self, bare: str) -> tuple[str, bool] | None:
         """Take a bare or a quoted name; the flag tells that it was quoted."""
         quoted = self._take(_QUOTED)
         if quoted is not None:
@@ -255,7 +256,7 @@ class _Parser:
 
     def _accessor(self) -> str | None:
         """Take an accessor's name when one stands here and nothing of a path follows."""
-        match = _PATH_NAME.match(self._text, self._at)
+        match = re.compile(_PATH_NAME).match(self._text, self._at)
         if match is None or match[0] not in ACCESSOR_KINDS or self._text[match.end() : match.end() + 1] in (".", "["):
             return None
         self._at = match.end()

@@ -33,7 +33,7 @@ import io
 from typing import Any, Protocol
 
 from tarmill.errors import SpecError
-from tarmill.formats.codec_read import SIGNATURES, SKIPPABLE, MemberInput, close_raw, truncated
+from tarmill.formats.codec_read import SIGNATURES, SKIPPABLE, MemberInput, QuickGzipInput, close_raw, truncated
 from tarmill.formats.codec_write import CompressedOutput, PlainOutput, RawOutput, check_level
 from tarmill.formats.codec_zstd import ZstdInput
 from tarmill.formats.shard_grammar import file_name
@@ -136,6 +136,8 @@ def decompress(raw: RawInput, shard: str) -> tuple[ByteInput, str]:
         return source, codec
     if codec == "zst":
         return ZstdInput(source, shard), codec
+    if codec == "gz" and getattr(raw, "positional", None) is not None:
+        return QuickGzipInput(raw, shard), codec  # a file of this machine: beginning again costs little
     return MemberInput(source, shard, codec), codec
 
 

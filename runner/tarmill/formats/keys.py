@@ -27,7 +27,6 @@ A top-level name `__x__`, and all under a top-level folder of such a name, is re
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 
@@ -36,7 +35,11 @@ from tarmill.errors import SpecError
 KeyFunction = Callable[[str], tuple[str, str] | None]
 """Name of a member -> (key, field), or None when it belongs to no sample."""
 
-_is_reserved = re.compile(r"__[^/]*__(?:$|/)").match
+_RESERVED = r"__[^/]*__(?:$|/)"
+
+
+def _is_reserved(name: str) -> bool:
+    return name[:2] == "__" and re.match(_RESERVED, name) is not None
 
 
 def base_plus_ext(name: str) -> tuple[str, str] | None:
@@ -80,6 +83,8 @@ def key_function(name_or_regex: str) -> KeyFunction:
     if known is not None:
         return known
     if "(" not in name_or_regex:
+        import difflib
+
         near = difflib.get_close_matches(name_or_regex, KEY_FUNCTIONS, n=1)
         raise _error(
             name_or_regex,

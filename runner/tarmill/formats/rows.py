@@ -12,7 +12,6 @@ JSON values other than texts, and lists, are compact JSON in a cell of text or c
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -132,6 +131,8 @@ class _Csv:
         return self.encode([list(self._columns)])
 
     def encode(self, rows: Sequence[Sequence[Any]]) -> bytes:
+        import csv
+
         text = io.StringIO()
         csv.writer(text, lineterminator="\r\n").writerows([[_csv_cell(value) for value in row] for row in rows])
         return text.getvalue().encode()

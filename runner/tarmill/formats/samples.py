@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from tarmill.errors import FormatError, SpecError
+from tarmill.values import field, valueclass
 
 Record = dict[str, Any]
 """What a user's script sees: "__key__", "__url__", "key" (an alias of the key) and each field's bytes."""
@@ -29,7 +29,7 @@ class OnError(StrEnum):
     """Keep the sample as far as it could be read: the last of doubled fields, the fields before a cut."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ReadOptions:
     """How to read a shard."""
 
@@ -55,7 +55,7 @@ class ReadOptions:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Rejection:
     """A sample that was left out, or kept though damaged."""
 
@@ -66,7 +66,7 @@ class Rejection:
     kept: bool = False
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Tally:
     """Counts of what was read from one shard; `samples` = yielded + dropped, always."""
 

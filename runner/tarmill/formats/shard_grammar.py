@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 
 from tarmill.formats.shard_tokens import (
     MAX_SHARDS,
@@ -26,28 +25,31 @@ from tarmill.formats.shard_tokens import (
     masked,
     regex_of,
 )
+from tarmill.values import valueclass
 
 _MAX_DIGITS = 18
 _MAX_NESTING = 20
 _SPECIAL = "{}@*?[\\"
+_ANY_SPECIAL = r"[{}@*?\[\\]"
 
+# Patterns are kept as text: `re` compiles each when it is first used, and remembers it.
 _EXTENSION = r"\.(?:tar(?:\.(?!idx$)\w+)?|tgz|taz|tbz2?|tb2|txz|tzst|tlz4)"
-SHARD_EXTENSION = re.compile(_EXTENSION + "$", re.IGNORECASE)
+SHARD_EXTENSION = f"(?i:{_EXTENSION})$"
 UNDER_FOLDER = rf"(?:(?![._])[^/]+/)*(?!\.)[^/]+(?i:{_EXTENSION})"
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NO_HOST = frozenset({"file", "mem", "memory"})
-_COUNT = re.compile(r"@([0-9]+)(?![0-9]|\.[0-9])")
-_OPEN_COUNT = re.compile(r"@(?=[._-]|$)")
-_LONE_COUNT = re.compile(rf"@[0-9]*(?:{_EXTENSION})?$", re.IGNORECASE)
-_NUMBERS = re.compile(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.(-?[0-9]+))?$")
-_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?[0-9]+))?$")
-_CLASS = re.compile(r"\[([!^]?)(\]?[^\]/]+)\]")
-_PRINTF = re.compile(r"%0[0-9]+d")
-_UNESCAPED_QUESTION = re.compile(r"(?<!\\)\?")
-_QUERY = re.compile(r"(?<!\\)\?[A-Za-z][\w.-]*=")
+_COUNT = r"@([0-9]+)(?![0-9]|\.[0-9])"
+_OPEN_COUNT = r"@(?=[._-]|$)"
+_LONE_COUNT = rf"@[0-9]*(?i:{_EXTENSION})?$"
+_NUMBERS = r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.(-?[0-9]+))?$"
+_LETTERS = r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?[0-9]+))?$"
+_CLASS = r"\[([!^]?)(\]?[^\]/]+)\]"
+_PRINTF = r"%0[0-9]+d"
+_UNESCAPED_QUESTION = r"(?<!\\)\?"
+_QUERY = r"(?<!\\)\?[A-Za-z][\w.-]*="
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Regions:
     """Where in a part the zones begin: host (after user and password), path, last path component, query."""
 
@@ -59,7 +61,7 @@ class Regions:
 
 def find_regions(part: str) -> Regions:
     """Find the zones of a URL or path that holds notation; a query of http(s) begins at the first "?"."""
-    scheme = _SCHEME.match(part)
+    scheme = re.match(_SCHEME, part)
     if scheme is None:
         return Regions(0, 0, _last_component(part, 0, len(part)), len(part))
     start, query = scheme.end(), len(part)
@@ -68,7 +70,7 @@ def find_regions(part: str) -> Regions:
         ends = [at for mark in "/?" if (at := part.find(mark, start)) >= 0]
         path = min(ends, default=len(part))
     begin = _UNESCAPED_QUESTION if scheme[1].lower() in ("http", "https") else _QUERY
-    if (found := begin.search(part, path)) is not None:
+    if (found := re.compile(begin).search(part, path)) is not None:
         query = found.start()
     host = start if path == start else max(part.rfind("@", start, path) + 1, start)
     return Regions(host, path, _last_component(part, path, query), query)
@@ -76,6 +78,8 @@ def find_regions(part: str) -> Regions:
 
 def _last_component(part: str, start: int, end: int) -> int:
     """Position after the last "/" that stands outside braces."""
+    if "{" not in part and "\\" not in part:
+        return max(start, part.rfind("/", start, end) + 1)
     depth, last, pos = 0, start, start
     while pos < end:
         if part[pos] == "\\":
@@ -92,7 +96,7 @@ def _last_component(part: str, start: int, end: int) -> int:
 
 def names_folder(prefix: str) -> bool:
     """Tell whether a prefix that ends in "/" is a folder of a store, and not a scheme whose host is missing."""
-    scheme = _SCHEME.match(prefix)
+    scheme = re.match(_SCHEME, prefix)
     return scheme is None or scheme[1].lower() in _NO_HOST or "/" in prefix[scheme.end() :]
 
 
@@ -136,14 +140,14 @@ def parse_part(text: str, pattern: str) -> Part:
     """
     if not text.strip():
         raise failure(pattern, "has an empty part; write at least one shard, as in 'train-@0100.tar' or 'a.tar::b.tar'")
-    if text.startswith("@") and (text == "@" or not _LONE_COUNT.match(text)):
+    if text.startswith("@") and (text == "@" or not re.match(_LONE_COUNT, text)):
         if text == "@":
             raise failure(pattern, "names no list; write the file that lists the shards after '@', as in '@shards.txt'")
         zones = find_regions(text[1:])
         return Part(text, (), (Text(text[1 + zones.last : 1 + zones.query]),), "", list_file=text[1:])
     parser = _Parser(text, pattern)
     zones = parser.zones
-    printf = _PRINTF.search(text, zones.path, zones.query)
+    printf = re.compile(_PRINTF).search(text, zones.path, zones.query)
     if printf is not None and text[printf.start() - 1 : printf.start()] != "\\":
         better = masked(text.replace(printf[0], "@"))
         raise failure(
@@ -185,9 +189,14 @@ class _Parser:
         tokens: list[Token] = []
         text = ""
         while pos < end:
+            found = re.compile(_ANY_SPECIAL).search(self.part, pos, end)
+            plain = found.start() if found else end
+            text, pos = text + self.part[pos:plain], plain
+            if pos == end:
+                break
             char, after = self.part[pos], pos + 1
             token: Token | None = None
-            if self.zones.host <= pos < self.zones.query and char in _SPECIAL:
+            if self.zones.host <= pos < self.zones.query:
                 if char == "\\" and after < end:
                     char, after = self.part[after], after + 1
                 elif char == "{":
@@ -208,11 +217,11 @@ class _Parser:
 
     def count(self, pos: int, depth: int) -> tuple[Token | None, int]:
         """Read the count at an "@", when it is one."""
-        found = _COUNT.match(self.part, pos, self.zones.query)
+        found = re.compile(_COUNT).match(self.part, pos, self.zones.query)
         if pos < self.zones.last:
             return None, pos + 1
         if found is None:
-            is_open = depth == 0 and _OPEN_COUNT.match(self.part, pos, self.zones.query)
+            is_open = depth == 0 and re.compile(_OPEN_COUNT).match(self.part, pos, self.zones.query)
             return (Count(None, 0, pos) if is_open else None), pos + 1
         if depth:
             raise failure(
@@ -259,8 +268,8 @@ class _Parser:
 
     def span(self, body: str) -> Values:
         """Read what stands between the braces of a range."""
-        letters = _LETTERS.match(body)
-        found = letters or _NUMBERS.match(body)
+        letters = re.match(_LETTERS, body)
+        found = letters or re.match(_NUMBERS, body)
         if found is None or (letters is not None and letters[1].islower() != letters[2].islower()):
             raise failure(
                 self.pattern,
@@ -293,7 +302,7 @@ class _Parser:
             return Glob(visible + "[^/]*"), pos + 1
         if part[pos] == "?":
             return Glob(visible + "[^/]"), pos + 1
-        found = _CLASS.match(part, pos, min(end, self.zones.query))
+        found = re.compile(_CLASS).match(part, pos, min(end, self.zones.query))
         if found is None:
             return None, pos + 1
         members = re.sub(r"([\\\[\]&~|^])", r"\\\1", found[2]).replace("--", r"\--")

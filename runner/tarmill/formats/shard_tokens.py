@@ -10,19 +10,19 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from tarmill.errors import ShardPatternError
+from tarmill.values import valueclass
 
 MAX_SHARDS = 10_000_000
 _MAX_GLOB_CHOICES = 10_000
-_PASSWORD = re.compile(r"(://[^/@:]*:)[^/@]*(?=@)")
-_QUERY_VALUES = re.compile(r"(\?)[A-Za-z][\w.-]*=[^\s]*?(?=::|$)")
+_PASSWORD = r"(://[^/@:]*:)[^/@]*(?=@)"
+_QUERY_VALUES = r"(\?)[A-Za-z][\w.-]*=[^\s]*?(?=::|$)"
 
 
 def masked(text: str) -> str:
     """Hide the passwords and the queries (signatures, tokens) of the URLs in a text that is shown to people."""
-    return _QUERY_VALUES.sub(r"\1***", _PASSWORD.sub(r"\1***", text))
+    return re.sub(_QUERY_VALUES, r"\1***", re.sub(_PASSWORD, r"\1***", text))
 
 
 def failure(pattern: str, message: str) -> ShardPatternError:
@@ -31,14 +31,14 @@ def failure(pattern: str, message: str) -> ShardPatternError:
     return ShardPatternError(f"shard pattern {shown!r} {message}", pattern=shown)
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Text:
     """Characters that stand for themselves."""
 
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Values:
     """Numbers or letters in steps, both ends included: `{000..999}`, `{a..e}`, `{10..0..5}`."""
 
@@ -54,7 +54,7 @@ class Values:
         return len(self.codes)
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Count:
     """`@0100`: the number of shards, written as wide as their indices are; None when it is left open."""
 
@@ -70,14 +70,14 @@ class Count:
         return self.count or 0
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Choice:
     """Alternatives: `{train,val-{0..9}}`."""
 
     options: tuple[tuple[Token, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Glob:
     """A wildcard, as the regular expression it stands for."""
 
@@ -88,7 +88,7 @@ Token = Text | Values | Count | Choice | Glob
 Tokens = tuple[Token, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Part:
     """One part of a pattern, read."""
 

@@ -21,8 +21,8 @@ The count is the ancestor's (htpar): `@017` is 000 to 016. (AIStore's `@017` has
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from tarmill.formats.shard_grammar import SHARD_EXTENSION, escape, names_folder, parse_part, split_parts
 from tarmill.formats.shard_tokens import (
@@ -37,12 +37,13 @@ from tarmill.formats.shard_tokens import (
     nth_name,
     size_of,
 )
+from tarmill.values import field, valueclass
 
 DEFAULT_STEM = "shards"
 _MIN_WIDTH = 6
 
 
-@dataclass(frozen=True, repr=False)
+@valueclass
 class ShardPattern:
     r"""A list of shards, written as one word; equal when written alike, printed as written.
 
@@ -68,7 +69,7 @@ class ShardPattern:
     """
 
     text: str
-    _parts: tuple[Part, ...] = field(init=False, compare=False)
+    _parts: tuple[Part, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -289,7 +290,7 @@ class ShardPattern:
         if texts and part.list_file is not None:
             texts = [texts[0].rsplit(".", 1)[0]]
         elif texts:
-            texts[-1] = SHARD_EXTENSION.sub("", texts[-1])
+            texts[-1] = re.sub(SHARD_EXTENSION, "", texts[-1])
         words = [word for text in texts if (word := text.strip("-_. "))]
         return "-".join(words) or DEFAULT_STEM
 
@@ -305,5 +306,5 @@ class ShardPattern:
     def extension(self) -> str:
         """What follows the name, as '.tar' or '.tar.gz'; '' where the shards have none or several."""
         last = self._parts[0].name[-1:]
-        found = SHARD_EXTENSION.search(last[0].value) if last and isinstance(last[0], Text) else None
+        found = re.search(SHARD_EXTENSION, last[0].value) if last and isinstance(last[0], Text) else None
         return found[0] if found else ""

@@ -31,7 +31,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tarmill.errors import SampleError, ScriptError, SpecError, UsageError
@@ -48,6 +47,7 @@ from tarmill.formats.sort_values import (
     text_bytes,
     utf8_of_name,
 )
+from tarmill.values import replace, valueclass
 
 if TYPE_CHECKING:
     from tarmill.formats.column_values import Documents
@@ -64,7 +64,7 @@ _NAME = PRESENT + b"%b" + END
 _PIECE = re.compile(r"`(?:[^`]|``)*`|`.*|[^`:,|]+|[:,|]", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class SortKey:
     """One sort key, parsed."""
 

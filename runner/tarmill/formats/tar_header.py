@@ -7,8 +7,6 @@ that into a `HeaderError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 MAX_SIZE = (1 << 63) - 1
@@ -41,20 +39,22 @@ SparseMap = list[tuple[int, int]]
 """(offset, length) of each piece of a sparse file that is stored, in order."""
 
 
-@dataclass(slots=True)
 class Header:
     """One header block, decoded as far as the tools need it."""
 
-    name: bytes
-    kind: str
-    """A value of KINDS, or "type 'c'" for a type flag that no standard knows."""
-    size_bytes: int
-    """Bytes of data that follow in the archive, before padding."""
-    link: bytes = b""
-    sparse: SparseMap = field(default_factory=list)
-    sparse_continues: bool = False
-    real_size_bytes: int = -1
-    """Size of a sparse file once expanded; -1 for any other."""
+    __slots__ = ("kind", "link", "name", "real_size_bytes", "size_bytes", "sparse", "sparse_continues")
+
+    def __init__(self, name: bytes, kind: str, size_bytes: int, link: bytes) -> None:
+        self.name = name
+        self.kind = kind
+        """A value of KINDS, or "type 'c'" for a type flag that no standard knows."""
+        self.size_bytes = size_bytes
+        """Bytes of data that follow in the archive, before padding."""
+        self.link = link
+        self.sparse: SparseMap = []
+        self.sparse_continues = False
+        self.real_size_bytes = -1
+        """Size of a sparse file once expanded; -1 for any other."""
 
 
 def parse_number(text: bytes) -> int:
@@ -84,7 +84,7 @@ def checksum_fault(block: bytes) -> str | None:
         return f"the checksum field {error}"
     rest = block[:148] + block[156:]
     unsigned = sum(rest) + 8 * 32
-    if stored in (unsigned, unsigned - 256 * sum(c > 127 for c in rest)):
+    if stored == unsigned or stored == unsigned - 256 * sum(c > 127 for c in rest):
         return None
     return f"the checksum field says {stored}, but the bytes of the header add up to {unsigned}"
 

@@ -12,7 +12,6 @@ samples have the same fields in the same order, only those of the first are look
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
+from tarmill.values import valueclass
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -46,7 +46,7 @@ class NotPlain(Exception):
     """The shard needs the complete reader; this says nothing about whether it is damaged."""
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Headers:
     """The samples that are complete in a run of blocks; each begins where the one before it ends."""
 
@@ -77,7 +77,7 @@ class Headers:
         return [(0, 0, 0, 0, end) for end in self.edges[1:].tolist()]
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class FirstHeader:
     """One member, its contents not looked at."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from tarmill.errors import HeaderError, LimitError, SampleError, TruncatedError
 from tarmill.formats.tar_header import (
@@ -41,21 +40,25 @@ _MEANINGFUL = frozenset(
 """Pax keywords that change what is read; of others nothing is kept."""
 
 
-@dataclass(slots=True)
 class Member:
     """One member of a shard, found but with its data not yet read."""
 
-    name: bytes
-    kind: str
-    """file, sparse, hardlink, symlink, device, directory, fifo, end-mark, or "type 'c'"."""
-    size_bytes: int
-    """Size of the contents as a user sees them."""
-    stored_bytes: int
-    """Bytes of data in the archive, before padding."""
-    offset: int
-    """Where its first header block begins in the (decompressed) stream, extension headers included."""
-    link: bytes = b""
-    sparse: SparseMap = field(default_factory=list)
+    __slots__ = ("kind", "link", "name", "offset", "size_bytes", "sparse", "stored_bytes")
+
+    def __init__(
+        self, name: bytes, kind: str, size_bytes: int, stored_bytes: int, offset: int, link: bytes = b""
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        """file, sparse, hardlink, symlink, device, directory, fifo, end-mark, or "type 'c'"."""
+        self.size_bytes = size_bytes
+        """Size of the contents as a user sees them."""
+        self.stored_bytes = stored_bytes
+        """Bytes of data in the archive, before padding."""
+        self.offset = offset
+        """Where its first header block begins in the (decompressed) stream, extension headers included."""
+        self.link = link
+        self.sparse: SparseMap = []
 
     @property
     def text(self) -> str:
@@ -87,19 +90,22 @@ class MemberReader:
         self._reopen = reopen
         self._links: dict[bytes, bytes] = {}
 
-    def next(self) -> Member | None:
+    def next(self, begun: int | None = None) -> Member | None:
         """Find the next member; leaves the window at its data. None at the end of a complete archive.
+
+        Args:
+            begun: where the member begins, when the caller has passed a header that belongs to it.
 
         Raises:
             TruncatedError: the stream ends without an end mark, or in the middle of something.
             HeaderError: a header is damaged; reason "garbage" where it stands behind an end mark.
         """
         window = self.window
-        start = window.offset
+        start = window.offset if begun is None else begun
         records: list[tuple[bytes, bytes]] = []
         long_name: bytes | None = None
         long_link: bytes | None = None
-        pending = False  # whether an extension header waits for its member
+        pending = begun is not None  # whether an extension header waits for its member
         while True:
             block = window.peek(BLOCK)
             if len(block) < BLOCK:

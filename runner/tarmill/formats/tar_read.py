@@ -9,7 +9,6 @@ webdataset's writer puts before every member. Everything else, and everything th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum, auto
 from struct import Struct
 
 from isal.isal_zlib import adler32
@@ -24,14 +23,16 @@ from tarmill.formats.tar_window import RawInput, Window
 Place = tuple[int, int, str]
 """Where a field lies in the decompressed stream: offset of its data, bytes stored there, kind of its member."""
 
-_NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
-_MTIME_ONLY = {size: b"%d mtime=" % size for size in range(10, BLOCK)}
+NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _NAMES_OF_OURS = ("__key__", "__url__", "key")
-_PARTS = Struct("148s8s356s")
+PARTS = Struct("148s8s356s")
 """A header block: what stands before the checksum, the checksum, the rest from the type flag on."""
-_NOTHING = (b"", b"", b"")
+NOTHING = (b"", b"", b"")
+FILE, PAX, OTHER = range(3)
+"""What the fixed part of a header stands for."""
 _MAX_CACHED = 4096
 _MAX_TAILS = 64
+_MAX_NAMES = 64
 
 
 def iter_samples(
@@ -53,7 +54,7 @@ def iter_samples(
     Raises:
         FormatError: under `on_error="fail"`, at the first thing that is wrong with the shard.
     """
-    return _SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
+    return SampleReader(raw, shard, options or ReadOptions(), tally or Tally(), reopen).run()
 
 
 def iter_places(
@@ -76,7 +77,7 @@ def iter_places(
         member, or "pax-global" where it depends on a pax header for all members.
     """
     options = ReadOptions(key_function, frozenset(), sizes=True)
-    reader = _SampleReader(raw, shard, options, tally or Tally(), None)
+    reader = SampleReader(raw, shard, options, tally or Tally(), None)
     reader.gaps = reader.members.gaps = gaps
     return reader.run()
 
@@ -101,15 +102,14 @@ def iter_members(
             yield member, None
 
 
-class _Tail(Enum):
-    """What the fixed part of a header stands for."""
+def _split_dotted(name: bytes) -> tuple[bytes, bytes]:
+    """Split a name whose folders have dots as the key function `base_plus_ext` does."""
+    slash = name.rfind(b"/") + 1
+    stem, _, field = name[slash:].partition(b".")
+    return name[:slash] + stem, field
 
-    FILE = auto()
-    PAX = auto()
-    OTHER = auto()
 
-
-class _Expected(dict[bytes, int]):
+class Expected(dict[bytes, int]):
     """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
 
     The low half of adler32 is 1 + the sum of the bytes (modulo 65521, which 148 bytes cannot reach).
@@ -146,11 +146,12 @@ class _Sizes(dict[bytes, int]):
 
 
 # What one shard teaches serves the next: plain values, so that threads may share them.
-_known_tails: dict[bytes, tuple[_Tail, _Expected]] = {}
+_known_tails: dict[bytes, tuple[int, Expected]] = {}
 _known_sizes: dict[int, _Sizes] = {}
+_known_names: dict[bytes, str] = {}
 
 
-class _SampleReader:
+class SampleReader:
     """State of one pass over a shard: `run` is the hot loop, the other methods are what it does seldom."""
 
     def __init__(
@@ -165,10 +166,11 @@ class _SampleReader:
         self.policy = OnError(options.on_error)
         self.fast = options.fast and options.key_function == "base_plus_ext"
         self.tails = _known_tails if self.fast else {}
-        self.wanted: dict[bytes, str] = {}
+        self.wanted: dict[bytes, str]
         """What stands behind the key's dot in a name field, NUL padding included -> the field, where it is loaded."""
-        self.unwanted: dict[bytes, str] = {}
+        self.unwanted: dict[bytes, str]
         """The same for fields that are passed over."""
+        self.wanted, self.unwanted = self._known_fields()
         self.seen: dict[int, str] = {}
         """Hash of each key so far -> its first field: tells doubled keys from interleaved samples."""
         self.again: str | None = None
@@ -180,67 +182,88 @@ class _SampleReader:
         self.at = 0
         """Offset that errors about the sample in progress tell."""
         self.stopped = False
+        self.record: Record | None = None
+        """The sample in progress, while no loop runs."""
+        self.key = ""
+        self.stem = NO_STEM
+        self.begun = -1
+        """Where the pax header begins that a hot loop has passed last."""
+        self.paused = False
+        """Whether `run` has left at a place where another loop goes on."""
         self.gaps: list[tuple[int, int]] | None = None
         """What lies between samples, where the places of fields are asked for and not their sizes."""
 
-    def run(self) -> Iterator[Record]:
-        """Yield the samples; counts are in the tally when the loop leaves, however it leaves."""
+    def run(self, brief: bool = False) -> Iterator[Record]:
+        """Yield the samples; counts are in the tally when the loop leaves, however it leaves.
+
+        Args:
+            brief: leave behind the first member after which the sample in progress is plainly good, so that a loop that
+                only knows such samples can go on; `paused` tells that this was the case.
+        """
         tally, window, shard, sizes = self.tally, self.window, self.shard, self.options.sizes
-        buffer, parts_of = window.buffer, _PARTS.unpack_from
+        buffer, parts_of = window.buffer, PARTS.unpack_from
         gaps, tails, wanted, unwanted, seen = self.gaps, self.tails, self.wanted, self.unwanted, self.seen
         passed = self.passed
-        limit = min(self.options.max_member_bytes, window.size // 2)
-        size_of = _known_sizes.setdefault(limit, _Sizes(limit))
-        tail, expected = b"-", _Expected(b"")
-        stem, stem_length, key, pos, have = _NO_STEM, 1, "", 0, 0
-        record: Record | None = None
+        size_of = self.plain_sizes()
+        tail, expected = b"-", Expected(b"")
+        record, key, stem, begun = self.record, self.key, self.stem, self.begun
+        stem_length, pos, have = len(stem), window.pos, window.have
         body: bytes | int | Place | None
         odd = False  # whether the sample in progress needs a second look
         members = samples = 0
+        self.paused = False
         try:
             while True:
                 field: str | None = None
-                if have - pos < BLOCK:
+                if have - pos >= BLOCK:
+                    front, checksum, mark = parts_of(buffer, pos)
+                else:
                     window.pos = pos
-                    window.ensure(BLOCK)
+                    complete = window.ensure(BLOCK)
                     pos, have = window.pos, window.have
-                front, checksum, mark = parts_of(buffer, pos) if have - pos >= BLOCK else _NOTHING
+                    front, checksum, mark = parts_of(buffer, pos) if complete else NOTHING
                 if mark != tail and mark:
-                    kind, sums = tails.get(mark) or self._learn(buffer[pos : pos + BLOCK])
-                    if kind is _Tail.FILE:
+                    kind, sums = tails.get(mark) or self.learn(buffer[pos : pos + BLOCK])
+                    if kind == FILE:
                         tail, expected = mark, sums
-                    elif kind is _Tail.PAX and self._is_trivial_pax(pos, sums):
+                    elif kind == PAX and self.is_trivial_pax(pos, sums):
+                        begun = window.base + pos
                         pos += 2 * BLOCK
                         continue
                     else:
                         front = b""
                 try:
-                    if front and adler32(front) & 0xFFFF == expected[checksum]:
+                    if adler32(front) & 0xFFFF == expected[checksum]:
                         size = size_of[front[124:136]]
-                        after = (pos + 1023 + size) & ~511
+                        after = pos + ((size + 1023) & ~511)
                         if front[:stem_length] == stem:
                             fresh = False
                             name = front[stem_length:100]
                         else:
                             fresh = True
-                            slash = front.rfind(b"/", 0, 100) + 1
-                            dot = front.find(b".", slash, 100)
-                            new_key = front[:dot].decode()
-                            if dot <= slash or (front[0] == 95 and front[1] == 95) or "\0" in new_key:
+                            # the first dot of the last part; 0, 47 and 95 are NUL, "/" and "_"
+                            head, _, name = front[:100].partition(b".")
+                            if 47 in name:
+                                head, name = _split_dotted(front[:100])
+                            if 0 in head or not head or head[-1] == 47 or (head[0] == 95 and head[:2] == b"__"):
                                 raise ValueError("for the key function to decide")
-                            new_stem = front[: dot + 1]
-                            name = front[dot + 1 : 100]
+                            new_key = head.decode()
+                            new_stem = head + b"."
                             if odd:
                                 self.at = window.base + pos + BLOCK
                         field = wanted.get(name)
                         if field is not None:
                             if after > have:
-                                window.pos = pos
-                                complete = window.ensure(after - pos)
-                                pos, have = window.pos, window.have
-                                if complete:
-                                    continue
-                                field = None
+                                body = window.direct(pos + BLOCK, size, after)
+                                if body is None:
+                                    window.pos = pos
+                                    complete = window.ensure(after - pos)
+                                    pos, have = window.pos, window.have
+                                    if complete:
+                                        continue
+                                    field = None
+                                else:
+                                    pos = have = 0
                             elif fresh:
                                 body = buffer[pos + BLOCK : pos + BLOCK + size]
                                 pos = after
@@ -258,17 +281,18 @@ class _SampleReader:
                             if after <= have:
                                 pos = after
                             elif window.jump(after):
-                                pos = have = 0
+                                pos, have = 0, window.have
                             else:
                                 window.pos = pos + BLOCK
-                                self.members.skip_data(Member(name, "file", size, size, window.base + pos))
+                                self.members.skip_data(self.plain_member(front, size, window.base + pos, begun))
                                 pos, have = window.pos, window.have
                 except ValueError:
                     field = None
                 if field is None:
                     window.pos = pos
                     block_name = window.peek(100)
-                    member = self.members.next()
+                    # a pax header that the hot loop has passed belongs to the member, wherever that is told
+                    member = self.members.next(begun if begun + 2 * BLOCK == window.offset else None)
                     self.at = window.offset
                     if member is None or member.kind == END_MARK:
                         if record is not None:
@@ -276,7 +300,7 @@ class _SampleReader:
                             samples += 1
                             if good:
                                 yield record
-                            record, stem, stem_length = None, _NO_STEM, 1
+                            record, stem, stem_length = None, NO_STEM, 1
                             self.fault, odd = None, self.stopped
                         if member is None or (member := self.members.next()) is None:
                             return
@@ -287,6 +311,8 @@ class _SampleReader:
                     pair = self._split(member)
                     if pair is None:
                         pos, have = window.pos, window.have
+                        if brief and not odd:
+                            break
                         continue
                     new_key, field = pair
                     fresh = record is None or new_key != key
@@ -311,7 +337,7 @@ class _SampleReader:
                             yield record
                         self.fault, odd = None, self.stopped
                     key, stem, stem_length = new_key, new_stem, len(new_stem)
-                    name_hash = hash(key)
+                    name_hash = hash(key if stem is NO_STEM else stem)
                     if name_hash in seen:
                         odd, self.again = True, seen[name_hash]
                     else:
@@ -327,6 +353,11 @@ class _SampleReader:
                     record[field] = body  # type: ignore[index]
                 else:
                     passed.add(field)
+                if brief and not odd:
+                    break
+            self.record, self.key, self.stem, self.begun = record, key, stem, begun
+            window.pos = pos
+            self.paused = True
         except FormatError as error:
             if self.policy is OnError.FAIL:
                 raise
@@ -338,33 +369,51 @@ class _SampleReader:
                 if good:
                     yield record
         finally:
-            window.close()
+            if not self.paused:
+                window.close()
             tally.members += members
             tally.samples += samples
 
-    def _learn(self, block: bytes) -> tuple[_Tail, _Expected]:
+    def plain_sizes(self) -> dict[bytes, int]:
+        """Give the sizes, by size field, of members that a hot loop may take."""
+        limit = min(self.options.max_member_bytes, self.window.size // 2)
+        return _known_sizes.setdefault(limit, _Sizes(limit))
+
+    def plain_member(self, front: bytes, size: int, at: int, begun: int) -> Member:
+        """Describe a member that a hot loop has found, as the slow path does.
+
+        Args:
+            front: the beginning of its header.
+            size: of its contents.
+            at: offset of its header.
+            begun: offset of the pax header that was passed last.
+        """
+        start = begun if begun + 2 * BLOCK == at else at
+        return Member(front[:100].partition(b"\0")[0], "file", size, size, start)
+
+    def learn(self, block: bytes) -> tuple[int, Expected]:
         """Find out what the fixed part of this header stands for, and remember it."""
         tail = block[156:]
-        kind = _Tail.OTHER
+        kind = OTHER
         if self.members.global_pax:
-            return kind, _Expected(tail)
+            return kind, Expected(tail)
         if self.fast and block != ZERO_BLOCK:
             try:
                 header = parse_header(block)
             except ValueError:
-                return kind, _Expected(tail)  # the slow path will say what is the matter
+                return kind, Expected(tail)  # the slow path will say what is the matter
             if header.kind == "pax":
-                kind = _Tail.PAX
+                kind = PAX
             elif header.kind == "file" and header.name == block[:100].partition(b"\0")[0]:
-                kind = _Tail.FILE
-        known = kind, _Expected(tail)
-        if kind is not _Tail.OTHER:  # what these stand for is the same in every shard
+                kind = FILE
+        known = kind, Expected(tail)
+        if kind != OTHER:  # what these stand for is the same in every shard
             if len(self.tails) > _MAX_TAILS:
                 self.tails.clear()
             self.tails[tail] = known
         return known
 
-    def _is_trivial_pax(self, pos: int, expected: _Expected) -> bool:
+    def is_trivial_pax(self, pos: int, expected: Expected) -> bool:
         """Tell whether the header at `pos` is a pax header with one record, the mtime, and wholly in the window."""
         buffer = self.window.buffer
         try:
@@ -377,8 +426,8 @@ class _SampleReader:
             good
             and start + 2 * BLOCK <= self.window.have
             and buffer[start + BLOCK] != 0
-            and size in _MTIME_ONLY
-            and buffer[start : start + size].startswith(_MTIME_ONLY[size])
+            and 10 <= size < BLOCK
+            and buffer[start : start + size].startswith(b"%d mtime=" % size)
             and buffer[start + size - 1] == 10
             and not self.members.global_pax
         )
@@ -422,16 +471,29 @@ class _SampleReader:
         dependent = self.members.global_pax or (gaps and gaps[-1][0] > member.offset)
         return self.window.offset, member.stored_bytes, "pax-global" if dependent else member.kind
 
+    def _known_fields(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
+        """Divide the names that other shards taught into those of fields that are loaded, and others."""
+        wanted: dict[bytes, str] = {}
+        unwanted: dict[bytes, str] = {}
+        load = self.options.load
+        if self.fast:
+            for name, field in list(_known_names.items()):
+                (wanted if load is None or field in load else unwanted)[name] = field
+        return wanted, unwanted
+
     def _remember(self, block_name: bytes, member: Member, key: str, field: str) -> bytes:
         """Let the hot loop know the field, where its name stands plainly in the header; give the stem of the key."""
         if not self.fast:
-            return _NO_STEM
+            return NO_STEM
         stem = key.encode("utf-8", "surrogateescape") + b"."
-        if block_name.partition(b"\0")[0] == member.name and field != "key" and not field.startswith("__"):
+        plain = block_name.partition(b"\0")[0] == member.name and len(stem) < len(block_name)
+        if plain and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
             if len(names) > _MAX_CACHED:
                 names.clear()
             names[block_name[len(stem) :]] = field
+            if len(_known_names) < _MAX_NAMES:
+                _known_names[block_name[len(stem) :]] = field
         return stem
 
     def _doubled(self, key: str, field: str) -> None:

@@ -23,13 +23,12 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 MAX_USTAR_BYTES = 8**11 - 1
 
 _OWNER = b"0000444\0" + b"0000000\0" * 2
-_LARGE_BODY = 64 << 10
 _JOIN_BYTES = 256 << 10
 _MAX_CACHED = 16384
 _BODY_PADS = [bytes(n) for n in range(BLOCK)]
 
-_Plan = list[tuple[str, bytes, int]]
-"""(field, its name in bytes, its digest seed) of each field to write, sorted by name."""
+_Field = tuple[str, bytes, int]
+"""A field to write: its name, the same in bytes, its digest seed."""
 
 
 def _tail(flag: bytes, prefix: bytes = b"") -> bytes:
@@ -123,6 +122,39 @@ class _Backs(dict[int, bytes]):
         return back
 
 
+class _Plans(dict[int, list[tuple[str, int, bytes, bytes | None, int]]]):
+    """How to write samples whose records have the same names: length of the stem -> what is known of each field.
+
+    That is: field, digest seed, its name in bytes, the same with the padding of a name field behind it (None where the
+    name is too long for that), the sum of its bytes.
+    """
+
+    def __init__(self, fields: list[_Field], has_alias: bool) -> None:
+        super().__init__()
+        self.fields = fields
+        self.has_alias = has_alias
+
+    def __missing__(self, stem_length: int) -> list[tuple[str, int, bytes, bytes | None, int]]:
+        room = 100 - stem_length
+        self[stem_length] = plan = [
+            (field, seed, name, name.ljust(room, b"\0") if len(name) <= room else None, sum(name))
+            for field, name, seed in self.fields
+        ]
+        return plan
+
+
+# What one shard teaches serves the next: plain values by mtime, so that threads may share them.
+_known_headers: dict[int, tuple[_Fronts, _Backs]] = {}
+
+
+def _headers(mtime_s: int) -> tuple[_Fronts, _Backs]:
+    if mtime_s not in _known_headers:
+        _known_headers.clear()
+        tail = _tail(b"0")
+        _known_headers[mtime_s] = _Fronts(mtime_s, tail), _Backs(tail)
+    return _known_headers[mtime_s]
+
+
 class TarSink:
     """Writes samples as one tar stream, and digests them on the way.
 
@@ -140,10 +172,8 @@ class TarSink:
         self._digest = 0
         self._write = write
         self._mtime_s = mtime_s
-        tail = _tail(b"0")
-        self._fronts = _Fronts(mtime_s, tail)
-        self._backs = _Backs(tail)
-        self._plans: dict[tuple[str, ...], tuple[bool, _Plan]] = {}
+        self._fronts, self._backs = _headers(mtime_s)
+        self._plans: dict[tuple[str, ...], _Plans] = {}
         self._pieces: list[bytes] = []
         self._waiting = 0
         self._last_stem = b""
@@ -165,9 +195,11 @@ class TarSink:
             ScriptError: the record has no field, a value of another type, or the key of the sample before it.
         """
         shape = tuple(record)
-        has_alias, plan = self._plans.get(shape) or self._plan(shape)
-        if has_alias and not isinstance(record["key"], str):
-            plan = _plan_fields(shape)
+        plans = self._plans.get(shape)
+        if plans is None:
+            plans = self._plan(shape)
+        if plans.has_alias and record["key"] is not key and not isinstance(record["key"], str):
+            plans = _Plans(_fields_of(shape), False)
         if key is None:
             key = record["__key__"]
         try:
@@ -176,25 +208,25 @@ class TarSink:
             if (raw_key := _encoded(key)) is None:
                 raise _no_text(key, "its key") from None
             stem = raw_key + b"."
+        plan = plans[len(stem)]
         if stem == self._last_stem or not plan:
-            raise self._refusal(key, plan)
+            raise self._refusal(key, bool(plan))
         fronts, backs, extend, before = self._fronts, self._backs, self._pieces.extend, len(self._pieces)
-        total = waiting = 0
+        stem_sum = adler32(stem) & 0xFFFF
+        total, waiting = 0, 2 * BLOCK * len(plan)
         try:
-            for field, suffix, seed in plan:
+            for field, seed, name, rest_of_name, name_sum in plan:
                 body = record[field]
                 if body.__class__ is not bytes:
                     body = as_bytes(body, key, field)
                 size = len(body)
+                waiting += size
                 total += xxh3_128_intdigest(body, seed)
-                name = stem + suffix
                 front, checksum, padding = fronts[size]
-                if len(name) <= 100:
-                    back = backs[(adler32(name) & 0xFFFF) + checksum]
-                    extend((name.ljust(100, b"\0"), front, back, body, padding))
+                if rest_of_name is not None:
+                    extend((stem, rest_of_name, front, backs[stem_sum + name_sum + checksum], body, padding))
                 else:
-                    extend((odd_header(name, size, self._mtime_s), body, padding))
-                waiting += size + 2 * BLOCK
+                    extend((odd_header(stem + name, size, self._mtime_s), body, padding))
         except BaseException:
             del self._pieces[before:]  # a sample is in the shard whole or not at all
             raise
@@ -242,16 +274,15 @@ class TarSink:
         self._waiting = 0
         self._write(b"".join(pieces))
 
-    def _plan(self, shape: tuple[str, ...]) -> tuple[bool, _Plan]:
-        has_alias = "key" in shape
-        plan = _plan_fields(tuple(name for name in shape if name != "key"))
+    def _plan(self, shape: tuple[str, ...]) -> _Plans:
+        plans = _Plans(_fields_of(tuple(name for name in shape if name != "key")), "key" in shape)
         if len(self._plans) > _MAX_CACHED:
             self._plans.clear()
-        self._plans[shape] = has_alias, plan
-        return has_alias, plan
+        self._plans[shape] = plans
+        return plans
 
-    def _refusal(self, key: str, plan: _Plan) -> ScriptError:
-        if not plan:
+    def _refusal(self, key: str, has_fields: bool) -> ScriptError:
+        if not has_fields:
             return ScriptError(
                 f"sample {key!r} has no field; expected at least one besides __key__; return None to drop a sample",
                 key=key,
@@ -265,8 +296,8 @@ class TarSink:
         )
 
 
-def _plan_fields(names: tuple[str, ...]) -> _Plan:
-    plan = []
+def _fields_of(names: tuple[str, ...]) -> list[_Field]:
+    found = []
     for name in names:
         if not isinstance(name, str) or "/" in name or "\0" in name:
             raise ScriptError(
@@ -277,8 +308,8 @@ def _plan_fields(names: tuple[str, ...]) -> _Plan:
         if not name.startswith("__"):
             if (suffix := _encoded(name)) is None:
                 raise _no_text(name, "a field name")
-            plan.append((name, suffix, field_seed(suffix)))
-    return sorted(plan, key=lambda item: item[1])
+            found.append((name, suffix, field_seed(suffix)))
+    return sorted(found, key=lambda item: item[1])
 
 
 def as_bytes(value: Any, key: str, field: str) -> bytes:

@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tarmill.errors import UsageError
 from tarmill.formats.column_values import Documents, unparsable
 from tarmill.formats.columns import Column, Getter, parse_column, pointed
 from tarmill.formats.samples import Record
+from tarmill.values import valueclass
 
 MAX_DEPTH = 50
 MAX_LENGTH = 10_000
@@ -59,7 +59,7 @@ _TYPES = {bool: "bool", int: "number", float: "number", str: "text", list: "list
 Test = Callable[[Record], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Where:
     """A parsed filter: what it needs from the reader, and the function record -> bool."""
 

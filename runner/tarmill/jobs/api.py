@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarmill.engine.meter import Meter
 from tarmill.errors import SpecError
@@ -19,6 +18,9 @@ from tarmill.jobs.report import Report
 from tarmill.jobs.shard_io import ShardOutput, open_samples
 from tarmill.planning.tasks import OutputShard
 from tarmill.spec import ExtractSpec, MapSpec, ReadSpec, ReorderSpec, RunOptions
+
+if TYPE_CHECKING:
+    import random
 
 
 def open_shards(
@@ -56,9 +58,12 @@ def open_shards(
         raise SpecError(f"part is {part!r}; expected (i, n) with 0 <= i < n", field="part", value=part)
     patterns = [shards] if isinstance(shards, str) else list(shards)
     found = [shard for pattern in patterns for shard in find_shards(ShardPattern.parse(pattern))]
+    if not shuffle:
+        return _iterate(found[index::parts], options, tally or Tally())
+    import random
+
     order = random.Random(seed)
-    if shuffle:
-        order.shuffle(found)
+    order.shuffle(found)
     samples = _iterate(found[index::parts], options, tally or Tally())
     size = 1000 if shuffle is True else int(shuffle)
     return _buffered(samples, size, order) if size > 1 else samples

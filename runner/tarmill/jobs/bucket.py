@@ -6,7 +6,6 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from tarmill.planning.cuts import Cuts
 from tarmill.planning.external_tasks import BucketTask, Run
 from tarmill.planning.span_tasks import Job, Output, Source
 from tarmill.planning.tasks import ShardDone
+from tarmill.values import valueclass
 
 _FETCH_BYTES = 8 << 20
 
@@ -60,7 +60,7 @@ class Places:
         return here[0], here[1], rows, list(zip(here[middle:], there[middle:], strict=True))
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Bucket:
     """The samples of one bucket in their order, as columns."""
 

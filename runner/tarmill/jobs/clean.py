@@ -311,7 +311,7 @@ def _take_temp_files(found: JobLeftovers, below: str) -> None:
         return  # a link leads to a folder of somebody else
     with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         for name in sorted(os.listdir(path)):
-            match = TEMP_NAME.fullmatch(name)
+            match = re.fullmatch(TEMP_NAME, name)
             if match and match["owner"] == found.job:
                 with suppress(FileNotFoundError):
                     found.files.append(_leftover(os.path.join(path, name)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,13 +24,14 @@ from tarmill.jobs.span_sources import STREAM_BYTES, SpanSources
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
+from tarmill.values import valueclass
 
 _CHUNK_BYTES = 512 << 10
 _CHUNK_ROWS = 512
 _ROWS = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Picks:
     """Samples in the order in which they are written."""
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarmill.planning.counts import Counts
+from tarmill.values import valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ErrorLimit:
     """A count, a percentage, or neither."""
 

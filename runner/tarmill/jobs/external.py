@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from tarmill.planning.external_tasks import BatchDone, BatchTask, BucketTask, Lo
 from tarmill.planning.span_tasks import Output
 from tarmill.planning.splitters import choose_splitters, rows_at
 from tarmill.spec import SortSpec
+from tarmill.values import replace
 
 _LEAST_BATCH = 8 << 20
 _MOST_BATCH = 1 << 30

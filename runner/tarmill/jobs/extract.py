@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
@@ -26,21 +23,28 @@ from tarmill.jobs.inputs import find_shards, refuse_inputs
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import refuse_existing
 from tarmill.jobs.report import Failure, Report
-from tarmill.planning.aggregates import Table, make_aggregate
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ExtractSpec, RunOptions
+from tarmill.values import replace, valueclass
+
+if TYPE_CHECKING:
+    from tarmill.planning.aggregates import Table
 
 WAITING_BYTES = 64 << 20
 """Small results of shards whose turn has not come stay in memory up to this sum; the rest waits on disk."""
+INLINE_BYTES = 1 << 20
+"""Rows of one shard up to this size travel in the result; larger ones wait in a file."""
+HERE_BYTES = 8 << 20
+"""The same where the result stays in this process, one shard at a time."""
 _BLOCK_BYTES = 512 << 10
 _KIND = "ShardExtract"
 
 _Outcome = Outcome[ExtractTask, ExtractDone]
 
 
-@dataclass
+@valueclass(frozen=False)
 class ExtractPlan:
     """All that is decided before the first task runs."""
 
@@ -51,7 +55,7 @@ class ExtractPlan:
     """One output per shard, or [] when all rows go to `spec.output`."""
     job: str
 
-    def tasks(self, spool: str, settings: storage.StorageSettings) -> list[ExtractTask]:
+    def tasks(self, spool: str, inline_bytes: int, settings: storage.StorageSettings) -> list[ExtractTask]:
         """Give a task for each shard."""
         outputs = self.parts or [""] * len(self.shards)
         return [
@@ -62,6 +66,7 @@ class ExtractPlan:
                 self.job,
                 from_anywhere(output),
                 from_anywhere(spool),
+                inline_bytes,
                 settings,
             )
             for index, (shard, output) in enumerate(zip(self.shards, outputs, strict=True))
@@ -106,6 +111,8 @@ def plan(spec: ExtractSpec) -> ExtractPlan:
 def _need_libraries(spec: ExtractSpec, request: Request) -> None:
     """Tell before any work of a library that is not there."""
     if request.aggregate:
+        from tarmill.planning.aggregates import make_aggregate
+
         make_aggregate(request.aggregate, request.names, spec.top)
     if spec.format == "parquet":
         from tarmill.jobs.parquet import schema_of
@@ -138,9 +145,9 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
     try:
         with ExitStack() as stack:
             spool = stack.enter_context(_spool_folder(found, options, settings))
-            tasks = found.tasks(spool, settings)
             urls = [found.shards[0].url, *found.parts[:1]]
-            engine = stack.enter_context(choose_engine(options, len(tasks), urls))
+            engine = stack.enter_context(choose_engine(options, len(found.shards), urls))
+            tasks = found.tasks(spool, HERE_BYTES if engine.name == "serial" else INLINE_BYTES, settings)
             probe_workers(engine, found.shards[0], spool or ShardPattern.parse(spec.output).folder or "-")
             outcomes = stack.enter_context(closing(run_tasks(engine, extract_shard, tasks, listener)))  # type: ignore[type-var]
             ordered = in_order(_told(outcomes, listener), spool if not options.scheduler else "")
@@ -239,7 +246,7 @@ def in_order(outcomes: Iterator[_Outcome], spool: str = "", waiting_bytes: int =
 # ---- where results go -------------------------------------------------------------------------------------------
 
 
-@dataclass
+@valueclass(frozen=False)
 class _Sink:
     """Takes the results of shards, in order."""
 
@@ -263,6 +270,8 @@ def _row_sink(found: ExtractPlan, write: Callable[[bytes], Any]) -> _Sink:
 
 
 def _aggregate_sink(found: ExtractPlan, write: Callable[[bytes], Any]) -> _Sink:
+    from tarmill.planning.aggregates import make_aggregate
+
     spec, request = found.spec, found.request
     whole = make_aggregate(request.aggregate, request.names, spec.top)
 
@@ -325,11 +334,34 @@ def _spool_folder(found: ExtractPlan, options: RunOptions, settings: storage.Sto
     if options.scheduler and not settings.scratch_dir:
         yield ""
         return
-    local = tempfile.mkdtemp(prefix="tarmill-rows-", dir=settings.scratch_dir)
+    local = os.path.abspath(_private_folder(settings.scratch_dir))
     try:
-        yield os.path.abspath(local) + "/"
+        yield local + "/"
     finally:
-        shutil.rmtree(local, ignore_errors=True)
+        _remove_folder(local)
+
+
+def _private_folder(parent: str | None) -> str:
+    """Make a folder that nobody else may read, as `tempfile.mkdtemp` does, whose import costs more than the work."""
+    folder = os.path.join(parent or os.environ.get("TMPDIR") or "/tmp", f"tarmill-rows-{os.urandom(8).hex()}")
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError:
+        if parent:
+            raise
+        import tempfile  # knows of more places
+
+        return tempfile.mkdtemp(prefix="tarmill-rows-")
+    return folder
+
+
+def _remove_folder(folder: str) -> None:
+    try:
+        os.rmdir(folder)
+    except OSError:  # rows are left in it
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _describe(found: ExtractPlan, total: int | None) -> list[str]:

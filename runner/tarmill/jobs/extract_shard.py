@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
@@ -16,15 +15,16 @@ from tarmill.formats.columns import Column, parse_columns
 from tarmill.formats.compression import compress
 from tarmill.formats.rows import NULL_CELL, encode_contents, row_encoder
 from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
-from tarmill.formats.where import Where
-from tarmill.jobs.shard_io import open_samples
-from tarmill.planning.aggregates import Aggregate, make_aggregate
+from tarmill.jobs.shard_io import open_samples, open_values
 from tarmill.planning.counts import Counts
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.spec import ExtractSpec
+from tarmill.values import valueclass
 
-INLINE_BYTES = 1 << 20
-"""Rows of one shard up to this size travel in the result."""
+if TYPE_CHECKING:
+    from tarmill.formats.where import Where
+    from tarmill.planning.aggregates import Aggregate
+
 BATCH_BYTES = 64 << 10
 BATCH_ROWS = 512
 
@@ -32,7 +32,7 @@ _CODECS = {"gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst"}
 _UNKNOWN_CODECS = frozenset({"lz4", "br", "zip", "z", "7z", "lzma", "sz", "snappy"})
 
 
-@dataclasses.dataclass(frozen=True)
+@valueclass
 class Request:
     """What a spec asks for, parsed and checked."""
 
@@ -72,7 +72,7 @@ class Request:
         documents = Documents()
         for column in columns:
             column.compile(documents)  # tells now of a library that is missing
-        return cls(columns, Where.parse(spec.where) if spec.where else None, aggregate)
+        return cls(columns, _parsed_where(spec.where) if spec.where else None, aggregate)
 
     @property
     def names(self) -> list[str]:
@@ -90,6 +90,25 @@ class Request:
             or (self.where is not None and self.where.needs_sizes)
         )
         return ReadOptions(spec.key_function, load, sizes, spec.on_error, spec.max_member)
+
+    def only_contents(self, spec: ExtractSpec) -> str:
+        """Name the field whose contents are all that is asked for, as lines of text; "" where it is anything else."""
+        plain = spec.format == "text" and not self.aggregate and self.where is None and len(self.columns) == 1
+        return self.columns[0].fields[0] if plain and _is_plain(self.columns[0]) else ""
+
+
+def _parsed_where(text: str) -> Where:
+    from tarmill.formats.where import Where
+
+    return Where.parse(text)
+
+
+def _aggregate(spec: ExtractSpec, request: Request) -> Aggregate | None:
+    if not request.aggregate:
+        return None
+    from tarmill.planning.aggregates import make_aggregate
+
+    return make_aggregate(request.aggregate, request.names, spec.top)
 
 
 def row_codec(url: str) -> str:
@@ -122,14 +141,17 @@ def extract_shard(task: ExtractTask) -> ExtractDone:
     with ExitStack() as stack:
         place: _Part | _Spool = _Part(task.output, task.job, meter) if task.output else _Spool(task, meter)
         stack.enter_context(place)
-        aggregate = make_aggregate(request.aggregate, request.names, spec.top) if request.aggregate else None
+        aggregate = _aggregate(spec, request)
         rows = None if aggregate is not None else _row_sink(spec, request, place.write, whole=bool(task.output))
         run = _ShardExtract(spec, request, meter, aggregate, rows, place.write)
-        samples = stack.enter_context(
-            open_samples(task.shard, request.read_options(spec), run.tally, meter, verify=False)
-        )
-        run.run(samples)
-        samples.close()  # type: ignore[attr-defined]  # a generator: its counts are complete when it has ended
+        options = request.read_options(spec)
+        if (field := request.only_contents(spec)) and spec.on_error == OnError.FAIL:
+            values = stack.enter_context(open_values(task.shard, field, options, run.tally, meter))
+            run.run_contents(values)
+        else:
+            samples = stack.enter_context(open_samples(task.shard, options, run.tally, meter, verify=False))
+            run.run(samples)
+            samples.close()  # type: ignore[attr-defined]  # a generator: its counts are complete when it has ended
         if aggregate is not None:
             place.write(json.dumps(aggregate.to_dict(), separators=(",", ":")).encode())
         elif rows is not None:
@@ -208,13 +230,10 @@ class _ShardExtract:
     def run(self, samples: Iterator[Record]) -> None:
         """Take everything from the samples of the shard."""
         request = self._request
-        only = request.columns[0] if len(request.columns) == 1 else None
-        if self._where is not None:
-            self._run_any(samples)
-        elif request.aggregate == "count" and only is None and not request.columns:
+        if request.aggregate == "count" and self._where is None and not request.columns:
             self._take_count(sum(1 for _ in samples))
-        elif only is not None and not request.aggregate and self._spec.format == "text" and _is_plain(only):
-            self._run_contents(samples, only.fields[0])
+        elif field := request.only_contents(self._spec):
+            self.run_contents(_batches(samples, field))
         else:
             self._run_any(samples)
         if self._stopped:
@@ -224,32 +243,24 @@ class _ShardExtract:
         self._take(range(samples))
         self._meter.samples = self.counts.written = samples
 
-    def _run_contents(self, samples: Iterator[Record], name: str) -> None:
-        """Write one field's contents as lines of text: no row, no cell, no call for each sample."""
-        meter, write = self._meter, self._write
-        values: list[bytes] = []
-        written = size = 0
-        for record in samples:
-            value = record.get(name)
-            if value is not None:
-                values.append(value)
-                size += len(value)
-                if size < BATCH_BYTES and len(values) < BATCH_ROWS:
-                    continue
-            written += len(values)
-            write(encode_contents(values))
-            values.clear()
-            size = 0
-            if value is None:
-                row = self._without(record, [None])
-                if self._stopped:
-                    break
-                if row is not None:
-                    write(NULL_CELL + b"\n")
-                    written += 1
+    def run_contents(self, batches: Iterable[list[bytes] | Record]) -> None:
+        """Write one field's contents as lines of text: no record, no row, no cell, no call for each sample.
+
+        Args:
+            batches: contents of samples in a row that have the field, and each sample that has not (see `iter_values`).
+        """
+        meter, write, written = self._meter, self._write, 0
+        for batch in batches:
+            if isinstance(batch, list):
+                write(encode_contents(batch))
+                written += len(batch)
+            elif self._without(batch, [None]) is not None:
+                write(NULL_CELL + b"\n")
+                written += 1
+            elif self._stopped:
+                break
             meter.samples = written
-        write(encode_contents(values))
-        self.counts.written = meter.samples = written + len(values)
+        self.counts.written = written
 
     def _run_any(self, samples: Iterator[Record]) -> None:
         meter, getters, where, take = self._meter, self._getters, self._where, self._take
@@ -335,6 +346,24 @@ class _ShardExtract:
         return None
 
 
+def _batches(samples: Iterable[Record], field: str) -> Iterator[list[bytes] | Record]:
+    """Gather one field's contents, as `iter_values` does, from records."""
+    values: list[bytes] = []
+    held = 0
+    for record in samples:
+        value = record.get(field)
+        if value is not None:
+            values.append(value)
+            held += len(value)
+            if held < BATCH_BYTES and len(values) < BATCH_ROWS:
+                continue
+        yield values
+        values, held = [], 0
+        if value is None:
+            yield record
+    yield values
+
+
 def _is_plain(column: Column) -> bool:
     return column.kind == "binary" and len(column.fields) == 1 and column.fields != ("key",)
 
@@ -393,12 +422,12 @@ class _Spool:
             return
         self._blocks.append(data)
         self._size += len(data)
-        if self._size > INLINE_BYTES:
+        if self._size > self._task.inline_bytes:
             if not self._task.spool:
+                limit = f"{self._task.inline_bytes >> 20} MiB"
                 raise UsageError(
-                    f"{self._task.label} gives more than {INLINE_BYTES >> 20} MiB, which is not sent through a "
-                    "scheduler; name an output that all workers reach, as in -o rows.txt, or a folder that they share "
-                    "with --scratch-dir"
+                    f"{self._task.label} gives more than {limit}, which is not sent through a scheduler; name an "
+                    "output that all workers reach, as in -o rows.txt, or a folder that they share with --scratch-dir"
                 )
             url = f"{self._task.spool}rows-{self._task.index:07d}"
             self._stream = storage.open_write(url, owner=self._task.job)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,10 @@ from tarmill.jobs.scratch_files import MEMORY
 from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts, task_bytes
 from tarmill.planning.span_tasks import GatherTask, Job, Output, Source
 from tarmill.spec import SortSpec
+from tarmill.values import valueclass
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Samples:
     """Samples of many sources as columns, one source behind the other: 20 bytes a sample."""
 

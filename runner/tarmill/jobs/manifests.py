@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -17,9 +16,11 @@ from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, Stora
 from tarmill.formats.digest import to_hex
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import OutputShard, ShardDone
+from tarmill.values import fields
 
 MANIFEST_FORMAT = 1
 _PARALLEL = 16
+_FEW_FILES = 64
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -51,7 +52,7 @@ class JobFolder:
                 return None
             return done if done.output and fault_of(done.output, outputs[index]) is None else None
 
-        return {done.index: done for done in in_parallel(look, indices) if done is not None}
+        return {done.index: done for done in in_parallel(look, indices, self.url) if done is not None}
 
     def sweep(self, files: Iterable[str]) -> None:
         """Remove unfinished temp files that killed processes of this job left, here and beside its other files."""
@@ -92,7 +93,9 @@ def refuse_existing(outputs: Sequence[str], job: str) -> None:
     Raises:
         OutputExistsError: names the first one, and how to go on.
     """
-    there = [url for url, found in zip(outputs, in_parallel(_find, outputs), strict=True) if found is not None]
+    there = [
+        url for url, found in zip(outputs, in_parallel(_find, outputs, *outputs[:1]), strict=True) if found is not None
+    ]
     if there:
         raise OutputExistsError(
             f"{len(there)} of {len(outputs)} outputs exist already and are not of this job ({job}), the first is "
@@ -157,7 +160,7 @@ def publish(
         ChangedError: an output is no longer what this job wrote.
     """
     shards = [item.output for item in done if item.output is not None]
-    faults = in_parallel(lambda pair: fault_of(*pair), list(zip(shards, outputs, strict=True)))
+    faults = in_parallel(lambda pair: fault_of(*pair), list(zip(shards, outputs, strict=True)), url)
     for output, fault in zip(shards, faults, strict=True):
         if fault is not None:
             raise ChangedError(
@@ -176,7 +179,7 @@ def publish(
         "digest": to_hex(sum(int(shard.digest, 16) for shard in shards)) if digest is None else digest,
         "counts": counts.to_dict(),
         **(facts or {}),
-        "shards": [{name: getattr(shard, name) for name in shard.__slots__} for shard in shards],
+        "shards": [{one.name: getattr(shard, one.name) for one in fields(shard)} for shard in shards],
     }
     storage.write_bytes(url, _to_json(manifest), owner=job)
 
@@ -194,11 +197,20 @@ def _find(url: str) -> storage.Stat | None:
         return None
 
 
-def in_parallel(function: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """Call a function that waits for a store on many items; results in order, the first error is raised."""
+def in_parallel(function: Callable[[A], B], items: Iterable[A], place: str = "") -> list[B]:
+    """Call a function that waits for a store on many items; results in order, the first error is raised.
+
+    Args:
+        function: is called in threads.
+        items: its arguments.
+        place: a URL of the store; a few files are looked at in less time than threads take to start.
+    """
     known = list(items)
-    if len(known) < 2:
+    is_local = bool(place) and storage.capabilities(place).shared != "everywhere"
+    if len(known) < (_FEW_FILES if is_local else 2):
         return [function(item) for item in known]
+    from concurrent.futures import ThreadPoolExecutor  # dear, and small jobs need no threads
+
     with ThreadPoolExecutor(_PARALLEL) as pool:
         return list(pool.map(function, known))
 

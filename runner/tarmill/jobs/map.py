@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass, field, replace
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
@@ -35,11 +34,12 @@ from tarmill.jobs.script import Script, load
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import MapTask, Shard, ShardDone
 from tarmill.spec import MapSpec, RunOptions
+from tarmill.values import field, replace, valueclass
 
 _KIND = "ShardMap"
 
 
-@dataclass
+@valueclass(frozen=False)
 class MapPlan:
     """All that is decided before the first task runs."""
 

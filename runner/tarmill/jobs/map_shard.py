@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -22,6 +21,7 @@ from tarmill.jobs.shard_io import ShardOutput, open_samples
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import MapTask, ShardDone
 from tarmill.spec import MapSpec
+from tarmill.values import field, valueclass
 
 
 def map_shard(task: MapTask) -> ShardDone:
@@ -82,7 +82,7 @@ def read_options(spec: MapSpec) -> ReadOptions:
     return ReadOptions(spec.key_function, load, False, spec.on_error, spec.max_member)
 
 
-@dataclass
+@valueclass(frozen=False)
 class ShardMap:
     """The samples of one shard through one script: the hot loop, and what it does seldom."""
 
@@ -111,37 +111,39 @@ class ShardMap:
         keep_input = self.spec.on_error == OnError.IGNORE
         if self.spec.keep_rest:
             process = _with_rest(process, frozenset(self.spec.fields), name)
-        for record in samples:
+        for count, record in enumerate(samples, 1):
             key = meter.key = record["__key__"]
-            meter.samples += 1
-            if self.stopped:
-                self.counts.dropped["after-stop"] += 1
-                continue
+            meter.samples = count
             source = dict(record) if keep_input else record
+            fault: ScriptError
             try:
                 result = process(record)
                 if result.__class__ is not dict:
                     result = results_of(result, name, key)
             except ScriptError as error:
-                self._reject(error, source, key, sink)
-                continue
+                fault = error
             except (Exception, SystemExit) as error:
-                self._reject(failure(name, "process_sample failed", error, key, self.shard), source, key, sink)
-                continue
-            try:
-                if (
-                    keys_fit
-                    and result.__class__ is dict
-                    and result.get("__key__", key) is key
-                    and result.get("key", key) is key
-                ):
-                    add(result, key)
-                else:
-                    self._add_results(result if result.__class__ is list else [result], key, sink)
-            except ScriptError as error:
-                self._reject(error, source, key, sink)
-            except (TypeError, ValueError, BufferError) as error:  # a value without bytes, as a released memoryview
-                self._reject(failure(name, "its result failed", error, key, self.shard), source, key, sink)
+                fault = failure(name, "process_sample failed", error, key, self.shard)
+            else:
+                try:
+                    if result.__class__ is not dict:
+                        self._add_results(result, key, sink)
+                    elif keys_fit and result.get("__key__", key) is key and result.get("key", key) is key:
+                        add(result, key)
+                    else:
+                        self._add_results([result], key, sink)
+                    continue
+                except ScriptError as error:
+                    fault = error
+                except (TypeError, ValueError, BufferError) as error:  # a value without bytes: a released memoryview
+                    fault = failure(name, "its result failed", error, key, self.shard)
+            self._reject(fault, source, key, sink)
+            if self.stopped:
+                break
+        if self.stopped:
+            left = sum(1 for _ in samples)
+            self.counts.dropped["after-stop"] += left
+            meter.samples += left
 
     def _add_results(self, results: list[Record], key: str, sink: TarSink) -> None:
         found = [(record, key_of(record, key, self.script.name)) for record in results]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
 from tarmill.spec import SortSpec
+from tarmill.values import valueclass
 
 _BLOCK_BYTES = 1 << 20
 
@@ -123,7 +123,7 @@ class ReduceWriter(_GroupWriter):
         return finish_output(self.job, self._number, self._output, self.counts, self.proof)
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class PieceDone:
     """A committed piece: reduced samples one behind the other, to be cut into shards once their number is known."""
 

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
 from tarmill import storage
 from tarmill.errors import ChangedError, Interrupted, JobFailed, NotFoundError, SpecError, StorageError, TarmillError
@@ -45,11 +44,12 @@ from tarmill.planning.span_tasks import InputShard, Job
 from tarmill.planning.tasks import ShardDone
 from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec, SortSpec, kind_of
 from tarmill.storage.urls import local_path
+from tarmill.values import field, replace, valueclass
 
 _WINDOW_OF_MEMORY = 2
 
 
-@dataclass
+@valueclass(frozen=False)
 class Reorder:
     """One job: all that is decided before it begins, and what is known as it goes on."""
 

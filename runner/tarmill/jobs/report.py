@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from tarmill.planning.counts import Counts
+from tarmill.values import field, valueclass
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Failure:
     """A shard that failed: what errors call it, and the message of its error."""
 
@@ -18,7 +18,7 @@ class Failure:
     traceback: str = ""
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Report:
     """How a job ended."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, redirect_stdout
-from dataclasses import replace
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
@@ -23,6 +22,7 @@ from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import InputShard, Job, ScanDone, ScanTask, ShardSpans, Source
 from tarmill.planning.tasks import Shard
 from tarmill.storage.urls import local_path
+from tarmill.values import replace
 
 
 def scan_shards(task: ScanTask) -> ScanDone:

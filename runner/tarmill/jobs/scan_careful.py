@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
 
 from xxhash import xxh3_128_intdigest
 
@@ -28,6 +27,7 @@ from tarmill.jobs.shard_names import signature_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import InputShard, Job, ShardSpans, Source
 from tarmill.planning.tasks import Shard
+from tarmill.values import replace, valueclass
 
 
 def scan_with_care(found: InputShard, job: Job, source: Source, scratch: bool, late: FormatError | None) -> ShardSpans:
@@ -57,7 +57,7 @@ def _index(plain: Shard, job: Job) -> ShardIndex:
         return index_shard(stream, plain.label, job.spec.key_function)
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class _Pass:
     """One pass of the complete reader over a shard."""
 

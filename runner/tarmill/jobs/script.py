@@ -8,22 +8,21 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
-import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tarmill.errors import ScriptError
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_write import check_key
+from tarmill.values import valueclass
 
 _MODULE = "tarmill_user_script"
 
 _Found = TypeVar("_Found")
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Script:
     """A loaded script; exactly one of the two functions is set."""
 
@@ -33,7 +32,7 @@ class Script:
     setup: Callable[[dict[str, str]], Any] | None
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Wanted:
     """A function that a script must define, for others than htmapper."""
 
@@ -155,6 +154,8 @@ def failure(name: str, fact: str, error: BaseException, key: str = "", shard: st
         key, shard: the sample that it failed on, or "".
         place: where it failed in words, when that is no single sample.
     """
+    import traceback  # dear, and mostly nothing fails
+
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename == name]
     where = f"{name}, line {own[-1].lineno}" if own else name

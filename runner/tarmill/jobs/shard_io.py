@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 from xxhash import xxh3_128
@@ -16,9 +15,11 @@ from tarmill.formats.compression import ByteInput, codec_for, compress, decompre
 from tarmill.formats.digest import to_hex
 from tarmill.formats.samples import ReadOptions, Record, Tally
 from tarmill.formats.tar_read import iter_samples
+from tarmill.formats.tar_values import iter_values
 from tarmill.formats.tar_window import RawInput
 from tarmill.formats.tar_write import TarSink
 from tarmill.planning.tasks import OutputShard, Shard
+from tarmill.values import replace
 
 _DRAIN_BYTES = 256 << 10
 _JOIN_BELOW = 32 << 10
@@ -35,6 +36,10 @@ class _Metered:
         self._hash = xxh3_128() if shard.content_hash else None
         self.seek = stream.seek
         self.tell = stream.tell
+        # where everything has to be hashed there is nothing to jump over
+        self.positional = stream.positional if self._hash is None else None
+        if self.positional is not None:
+            self.positional.counter = meter
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the buffer; at the end compare the hash."""
@@ -94,6 +99,24 @@ def open_samples(
         shard: read at its pinned version; the whole of it is compared with `content_hash` where that is known.
         verify: False leaves that comparison out, which lets unwanted fields be passed over.
     """
+    with _opened(shard, tally, meter, verify=verify) as (raw, reopen):
+        yield iter_samples(raw, shard.label, options, tally, reopen)
+
+
+@contextmanager
+def open_values(
+    shard: Shard, field: str, options: ReadOptions, tally: Tally, meter: Meter
+) -> Iterator[Iterator[list[bytes] | Record]]:
+    """Open a shard and give the iterator over one field's contents (see `formats.tar_values.iter_values`)."""
+    with _opened(shard, tally, meter, verify=False) as (raw, reopen):
+        yield iter_values(raw, shard.label, field, options, tally, reopen)
+
+
+@contextmanager
+def _opened(
+    shard: Shard, tally: Tally, meter: Meter, *, verify: bool
+) -> Iterator[tuple[RawInput, Callable[[], RawInput] | None]]:
+    """Give a shard's decompressed stream, and how to get it once more where that is possible."""
     if not verify and shard.content_hash:
         shard = replace(shard, content_hash="")
     with storage.open_read(shard.url, version=shard.version) as stream, ExitStack() as again:
@@ -105,7 +128,7 @@ def open_samples(
 
         try:
             raw, _ = decompress(metered, shard.label)
-            yield iter_samples(raw, shard.label, options, tally, None if shard.url == "-" else reopen)
+            yield raw, None if shard.url == "-" else reopen
         except (FormatError, ScriptError):
             metered.verify()  # damage on the way is no fault of the shard or the script, and may pass
             raise

@@ -11,13 +11,13 @@ import resource
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from tarmill import storage
 from tarmill.errors import ChangedError
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
+from tarmill.values import replace
 
 STREAM_BYTES = 4 << 20
 """Samples above this are not held: they are read in pieces."""

@@ -12,12 +12,12 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 from tarmill.errors import UsageError
 from tarmill.formats.rows import FieldNames
 from tarmill.formats.samples import Record
+from tarmill.values import valueclass
 
 MAX_DISTINCT = 1_000_000
 """How many different values `--top` counts."""
@@ -28,7 +28,7 @@ MAX_FIELDS = 100_000
 _compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Table:
     """A result for people and programs: column names, and rows of values."""
 

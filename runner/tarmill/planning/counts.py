@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from tarmill.formats.samples import Tally
+from tarmill.values import field, fields, valueclass
 
 _ON_PURPOSE = frozenset(
     {"by-script", "by-where", "missing", "after-limit", "missing-key", "unparsable-key", "by-reduce", "not-first"}
@@ -15,7 +15,7 @@ _ON_PURPOSE = frozenset(
 """Reasons for leaving a sample out that are no errors: somebody asked for it."""
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Counts:
     """Counts of one shard or of a whole job; they add up."""
 

@@ -8,7 +8,6 @@ are those of the samples that go in, moved up to where the next group begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from tarmill.errors import UsageError
 from tarmill.spec import ReorderSpec
+from tarmill.values import valueclass
 
 END_BYTES = 1024
 """What ends a tar, besides its samples."""
@@ -23,7 +23,7 @@ END_BYTES = 1024
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Totals:
     """What is known of all samples together once they were read."""
 
@@ -34,7 +34,7 @@ class Totals:
     """Size of the last sample in the new order."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Cuts:
     """Shard i holds what begins at `edges[i]` or later, and before `edges[i + 1]`."""
 

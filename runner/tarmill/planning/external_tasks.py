@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import InputShard, Job, Output
+from tarmill.values import field, fields, valueclass
 
 Key = bytes | int
 """A sort key: bytes, or the 64 random bits of a shuffle."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Mark:
     """A row of a run that stands for those since the mark before it: what splitters are chosen from."""
 
@@ -22,7 +22,7 @@ class Mark:
     """Of the samples since the mark before."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Run:
     """A committed run file: samples in key order, and behind them a row for each."""
 
@@ -41,7 +41,7 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-able values."""
-        found = {name: getattr(self, name) for name in self.__slots__}
+        found: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         found["marks"] = [[_to_json(mark.key), mark.row, mark.size_bytes] for mark in self.marks]
         found["last_key"] = _to_json(self.last_key)
         return found
@@ -63,7 +63,7 @@ def _from_json(value: int | str) -> Key:
     return bytes.fromhex(value) if isinstance(value, str) else value
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class BatchTask:
     """Write the samples of some input shards into run files."""
 
@@ -80,7 +80,7 @@ class BatchTask:
         return first if len(self.shards) == 1 else f"{first} and {len(self.shards) - 1} more"
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class BatchDone:
     """How a batch ended: its runs, in the order of the input, and what is in them."""
 
@@ -115,7 +115,7 @@ class BatchDone:
         return cls(values["index"], tuple(values["shards"]), counts, runs, values["members"], digest, proof)
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Splitter:
     """Where a bucket begins: at a row of a run. Rows of equal keys are in order of run and row."""
 
@@ -124,7 +124,7 @@ class Splitter:
     row: int
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class LocateTask:
     """Find the splitters in one run."""
 
@@ -139,7 +139,7 @@ class LocateTask:
         return self.run.url
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Located:
     """Where each bucket begins in one run, and at the end where the last one ends: rows, and bytes of data."""
 
@@ -148,7 +148,7 @@ class Located:
     offsets: list[int]
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class BucketTask:
     """Write the output shards that begin in one bucket; they may go on in those behind it."""
 

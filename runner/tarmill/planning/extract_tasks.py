@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ExtractSpec
+from tarmill.values import valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ExtractTask:
     """Take the rows, or the state of an aggregate, from one shard."""
 
@@ -23,6 +23,8 @@ class ExtractTask:
     """Where this shard's own part goes; "" when the rows of all shards come together."""
     spool: str
     """Folder URL, with '/' at its end, for rows that are too many to travel in the result; "" for none."""
+    inline_bytes: int
+    """Rows up to this size travel in the result."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 
@@ -32,7 +34,7 @@ class ExtractTask:
         return self.shard.label
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ExtractDone:
     """How a shard ended well: its counts, and its rows or the state of its aggregate in one of two places."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
+from xxhash import xxh3_128_hexdigest
+
 from tarmill.planning.tasks import Shard
 from tarmill.spec import FORMAT_VERSION, ReadSpec, option_of
+from tarmill.values import fields
 
 
 def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence[str]) -> str:
@@ -21,11 +22,9 @@ def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence
         outputs: URLs without secrets, in order.
 
     Returns:
-        16 hex digits of SHA-256.
+        16 hex digits.
     """
-    identity = {
-        field.name: getattr(spec, field.name) for field in dataclasses.fields(spec) if option_of(field).identity
-    }
+    identity = {field.name: getattr(spec, field.name) for field in fields(spec) if option_of(field).identity}
     facts = {
         "format": FORMAT_VERSION,
         "kind": kind,
@@ -34,4 +33,4 @@ def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence
         "outputs": list(outputs),
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return xxh3_128_hexdigest(text.encode())[:16]

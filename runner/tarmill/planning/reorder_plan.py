@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarmill.errors import NoSpaceError, SpecError
+from tarmill.values import valueclass
 
 INDEX_BYTES = 40
 """Memory for each sample whose place is held at once, with its order; sort keys come on top."""
@@ -14,7 +13,7 @@ _PLAIN_GAIN = 8
 """What compressed inputs are taken to grow by, when nothing better is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Facts:
     """What is known before anything is read."""
 
@@ -50,7 +49,7 @@ class Facts:
         return self.plain_bytes // max(self.sample_bytes, 1024)
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Plan:
     """How the samples are moved, and what that takes."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,9 +9,10 @@ from numpy.typing import NDArray
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import Shard
 from tarmill.spec import ReorderSpec
+from tarmill.values import valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class InputShard:
     """One input shard and its place in the whole."""
 
@@ -22,7 +22,7 @@ class InputShard:
     shard: Shard
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Source:
     """A local file that holds samples as ranges of plain tar bytes: an input shard, or a scratch copy of one."""
 
@@ -33,7 +33,7 @@ class Source:
     part: int
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Job:
     """What all tasks of one job share."""
 
@@ -54,7 +54,7 @@ class Job:
     """`storage.StorageSettings`, to be put in force in the worker."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ScanTask:
     """Find the samples of some input shards."""
 
@@ -69,7 +69,7 @@ class ScanTask:
         return first if len(self.shards) == 1 else f"{first} and {len(self.shards) - 1} more"
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class ShardSpans:
     """The samples of one input shard, as columns; `starts` and `lengths` are in tar blocks of `source`."""
 
@@ -95,7 +95,7 @@ class ShardSpans:
     """Whether the source is a scratch copy."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ScanDone:
     """How a scan ended: its columns are in a file of the job, or here where there is none."""
 
@@ -104,7 +104,7 @@ class ScanDone:
     spans: list[ShardSpans] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Output:
     """One output shard to write: a slice of the samples that came with the task."""
 
@@ -114,7 +114,7 @@ class Output:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class GatherTask:
     """Write some output shards, copying the samples in the order given."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Self
 
 from tarmill.planning.counts import Counts
 from tarmill.spec import MapSpec
+from tarmill.values import fields, valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Shard:
     """One input shard, pinned to the version that was seen when the job was planned."""
 
@@ -23,7 +23,7 @@ class Shard:
     """xxh3_128 of the stored bytes, where a manifest knows it; reading compares."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class MapTask:
     """Map one shard to one output shard."""
 
@@ -44,7 +44,7 @@ class MapTask:
         return self.shard.label
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class OutputShard:
     """A shard that was written and committed."""
 
@@ -61,7 +61,7 @@ class OutputShard:
     """Multiset hash of the samples, 32 hex digits; "" where only that of the whole data set is known."""
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ShardDone:
     """How one shard ended well: the result of a task, and the content of its manifest."""
 
@@ -83,7 +83,7 @@ class ShardDone:
             "rejected": self.rejected,
             **({"proof": self.proof, "change": self.change} if self.proof else {}),
             "counts": self.counts.to_dict(),
-            "output": {name: getattr(output, name) for name in output.__slots__} if output else None,
+            "output": {one.name: getattr(output, one.name) for one in fields(output)} if output else None,
         }
 
     @classmethod

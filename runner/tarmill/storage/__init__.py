@@ -4,7 +4,7 @@ Reads are pinned to one version and end only where the object ends. Writes appea
 StorageError and its kinds, and hold no secret.
 """
 
-from tarmill.storage.base import Capabilities, PendingCommit, ReadStream, Stat, Store, WriteStream
+from tarmill.storage.base import Capabilities, PendingCommit, PositionalReads, ReadStream, Stat, Store, WriteStream
 from tarmill.storage.registry import (
     capabilities,
     delete,
@@ -25,6 +25,7 @@ from tarmill.storage.urls import join_url, mask, scheme_of
 __all__ = [
     "Capabilities",
     "PendingCommit",
+    "PositionalReads",
     "ReadStream",
     "Stat",
     "StorageSettings",

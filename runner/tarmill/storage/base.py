@@ -9,12 +9,12 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 from tarmill.errors import StorageError
 from tarmill.storage.urls import mask
+from tarmill.values import valueclass
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _READALL_BYTES = 256 << 10
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@valueclass
 class Stat:
     """What a store knows of one object without reading it.
 
@@ -39,11 +39,15 @@ class Stat:
     version: str
     mtime_s: float | None = None
 
+    def __init__(self, url: str, size_bytes: int | None, version: str, mtime_s: float | None = None) -> None:
+        # written out, since a job over many shards makes several for each of them
+        self.__dict__.update(url=url, size_bytes=size_bytes, version=version, mtime_s=mtime_s)
+
     def __repr__(self) -> str:
         return f"Stat({mask(self.url)!r}, {self.size_bytes} bytes, version {self.version!r}, mtime {self.mtime_s})"
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Capabilities:
     """What a store can and cannot do; jobs choose their ways by it, tests their expectations.
 
@@ -64,6 +68,27 @@ class Capabilities:
     shared: Literal["process", "host", "everywhere"] = "everywhere"
 
 
+class ReadCounter(Protocol):
+    """Who wants to know how much was read."""
+
+    read_bytes: int
+
+
+class PositionalReads(Protocol):
+    """Reading at an offset, wherever the stream stands: spares a seek for each jump, and does not move the stream."""
+
+    size_bytes: int
+    """How long the object was when it was opened."""
+    counter: ReadCounter | None
+    """Is told of each read here: a layer that only counts would cost as much as the read."""
+
+    def readinto_at(self, buffer: memoryview, offset: int, /) -> int:
+        """Fill `buffer` from an offset; 0 only at the true end of the object."""
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Give the bytes from an offset as an object of their own; fewer at the end."""
+
+
 class ReadStream(io.RawIOBase):
     """Bytes of one version of one object; `stat` is what was opened.
 
@@ -72,6 +97,8 @@ class ReadStream(io.RawIOBase):
     """
 
     stat: Stat
+    positional: PositionalReads | None = None
+    """Where the store can read at offsets at no more than the price of reading on."""
 
     def readable(self) -> bool:
         """Say that this can be read."""

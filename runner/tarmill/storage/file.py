@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat as stat_bits
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from tarmill.errors import ChangedError, StorageError
-from tarmill.storage.base import Capabilities, ReadStream, Stat, Store, fetch_ranges
-from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of
+from tarmill.storage.base import Capabilities, ReadCounter, ReadStream, Stat, Store, fetch_ranges
+from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of, version_of
 from tarmill.storage.file_write import DEFAULT_OWNER, TEMP_NAME, FileWriteStream
 from tarmill.storage.urls import local_path
 
@@ -42,6 +42,7 @@ class FileReadStream(io.FileIO, ReadStream):
             super().close()
             raise
         self.stat = stat_of(url, found)
+        self.positional = FileReads(self, found.st_size)
 
     def readinto(self, buffer: ReadableBuffer, /) -> int:
         """Fill `buffer` from the file; 0 at the end, which is looked at twice."""
@@ -55,11 +56,11 @@ class FileReadStream(io.FileIO, ReadStream):
 
     def verify(self) -> None:
         """Compare the open file with what was opened. Raises ChangedError."""
-        now = stat_of(self._url, os.fstat(self.fileno()))
-        if now.version != self.stat.version:
+        now = os.fstat(self.fileno())
+        if version_of(now) != self.stat.version:
             raise ChangedError(
                 f"{self._url} was changed while it was being read: {self.stat.size_bytes} bytes when it was opened, "
-                f"{now.size_bytes} now; run again when nothing writes to it",
+                f"{now.st_size} now; run again when nothing writes to it",
                 url=self._url,
             )
 
@@ -70,6 +71,38 @@ class FileReadStream(io.FileIO, ReadStream):
                 self.verify()
             finally:
                 super().close()
+
+
+class FileReads:
+    """Reads at offsets of an open file."""
+
+    def __init__(self, stream: FileReadStream, size_bytes: int) -> None:
+        self._stream = stream
+        self._fd = stream.fileno()
+        self.size_bytes = size_bytes
+        self.counter: ReadCounter | None = None
+
+    def readinto_at(self, buffer: memoryview, offset: int, /) -> int:
+        """Fill `buffer` from an offset; 0 at the end, which is looked at twice."""
+        try:
+            count = os.preadv(self._fd, (buffer,), offset)
+        except OSError as error:
+            raise_os_error(error, self._stream.stat.url, "reading")
+        if not count:
+            self._stream.verify()
+        elif self.counter is not None:
+            self.counter.read_bytes += count
+        return count
+
+    def read_at(self, size: int, offset: int, /) -> bytes:
+        """Give the bytes from an offset; fewer at the end."""
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise_os_error(error, self._stream.stat.url, "reading")
+        if self.counter is not None:
+            self.counter.read_bytes += len(data)
+        return data
 
 
 class FileStore(Store):
@@ -128,6 +161,8 @@ class FileStore(Store):
 
     def list(self, prefix_url: str) -> Iterator[Stat]:
         """List regular files, also behind symbolic links; a link to nothing is listed without size, to be missed."""
+        from urllib.parse import quote
+
         as_url = prefix_url.lower().startswith("file://")
         prefix = local_path(prefix_url) if prefix_url else ""
         folder = prefix[: prefix.rfind("/") + 1]
@@ -155,7 +190,7 @@ class FileStore(Store):
         count = 0
         try:
             for name in os.listdir(folder):
-                match = TEMP_NAME.fullmatch(name)
+                match = re.fullmatch(TEMP_NAME, name)
                 if match and match["owner"] == (owner or DEFAULT_OWNER):
                     with suppress(FileNotFoundError):  # its writer finished, or another sweeper was faster
                         os.unlink(os.path.join(folder, name))
@@ -185,7 +220,7 @@ def _walk(
             continue
         if entry.is_dir():
             _walk(path + "/", prefix, (*above, identity), found)
-        elif not TEMP_NAME.fullmatch(entry.name):
+        elif not re.fullmatch(TEMP_NAME, entry.name):
             try:
                 info = entry.stat()
             except FileNotFoundError:

@@ -43,6 +43,10 @@ def must_be_regular(mode: int, url: str, cure: str) -> None:
 
 def stat_of(url: str, found: os.stat_result) -> Stat:
     """Make a Stat of what the kernel says (pure)."""
+    return Stat(url, found.st_size, version_of(found), found.st_mtime_ns / 1e9)
+
+
+def version_of(found: os.stat_result) -> str:
+    """Make the version of a file of what the kernel says (pure)."""
     # no device number: one file of a shared file system must have one version on all hosts
-    version = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
-    return Stat(url, found.st_size, version, found.st_mtime_ns / 1e9)
+    return f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 DEFAULT_OWNER = "tarmill"
-TEMP_NAME = re.compile(r"\..*\.(?P<owner>[A-Za-z0-9_-]+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_OWNER = re.compile(r"[A-Za-z0-9_-]+")
+TEMP_NAME = r"(?s)\..*\.(?P<owner>[A-Za-z0-9_-]+)\.[0-9a-f]{16}\.tmp"
+_OWNER = r"[A-Za-z0-9_-]+"
 _NAME_MAX = 255
 _PIECES_PER_CALL = 1024  # IOV_MAX of Linux
 
@@ -132,13 +131,13 @@ class FileWriteStream(WriteStream):
 
 def _temp_name(name: str, owner: str) -> str:
     owner = owner or DEFAULT_OWNER
-    if not _OWNER.fullmatch(owner) or len(owner) > 100:
+    if not re.fullmatch(_OWNER, owner) or len(owner) > 100:
         raise SpecError(
             f"{owner!r} cannot own outputs; expected at most 100 of letters, digits, `_` and `-`",
             field="owner",
             value=owner,
         )
-    tail = f".{owner}.{secrets.token_hex(8)}.tmp"
+    tail = f".{owner}.{os.urandom(8).hex()}.tmp"
     room = _NAME_MAX - len(tail) - 1
     return "." + os.fsdecode(os.fsencode(name)[:room]) + tail
 

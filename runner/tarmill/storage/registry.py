@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -78,6 +77,8 @@ def stat_many(urls: Sequence[str]) -> Iterator[Stat]:
     if all(scheme_of(url) in ("file", "mem") for url in urls):
         yield from map(stat, urls)
         return
+    from concurrent.futures import ThreadPoolExecutor  # dear, and local jobs need no threads
+
     pool = ThreadPoolExecutor(current_settings().parallel_requests, thread_name_prefix="stat")
     try:
         yield from pool.map(stat, urls)

@@ -5,14 +5,13 @@ Credentials come from each process's own environment (see `http_auth`), so that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tarmill.errors import SpecError
+from tarmill.values import valueclass
 
 VERIFY_UPLOADS = ("none", "size", "hash")
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class StorageSettings:
     """Settings of all stores.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote
 
 from tarmill.errors import SpecError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@")
+# Patterns are kept as text: `re` compiles each when it is first used, and remembers it.
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
+_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s]*)@"
 # A password with a raw slash: what follows the colon is no port, so the URL is wrong, and must still not be printed.
-_BAD_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@\[]*):(?!\d*(?:[/?#\s]|$))[^\s]*@")
-_SECRET_QUERY = re.compile(
-    r"([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*",
-    re.IGNORECASE,
+_BAD_USERINFO = r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s:@\[]*):(?!\d*(?:[/?#\s]|$))[^\s]*@"
+_SECRET_QUERY = (
+    r"(?i:([?&;][^=&;#\s]*(?:sig|token|secret|passw|credential|api[-_]?key|access[-_]?key|auth)[^=&;#\s]*=)[^&;#\s]*)"
 )
 HIDDEN = "***"
 
@@ -25,8 +24,7 @@ def scheme_of(url: str) -> str:
     """
     if url == "-":
         return "-"
-    match = _SCHEME.match(url)
-    if match:
+    if "://" in url and (match := re.match(_SCHEME, url)):
         return match[1].lower()
     return "pipe" if url.startswith("pipe:") else "file"
 
@@ -38,12 +36,15 @@ def mask(text: str) -> str:
     a password may be a token and is hidden whole.
     """
 
+    if "@" not in text and "=" not in text:
+        return text
+
     def hide(match: re.Match[str]) -> str:
         user, colon, _ = match[2].partition(":")
         return f"{match[1]}{user}:{HIDDEN}@" if colon else f"{match[1]}{HIDDEN}@"
 
-    shown = _BAD_USERINFO.sub(rf"\1:{HIDDEN}@", _USERINFO.sub(hide, text))
-    return _SECRET_QUERY.sub(rf"\1{HIDDEN}", shown)
+    shown = re.sub(_BAD_USERINFO, rf"\1:{HIDDEN}@", re.sub(_USERINFO, hide, text))
+    return re.sub(_SECRET_QUERY, rf"\1{HIDDEN}", shown)
 
 
 def local_path(url: str) -> str:
@@ -63,6 +64,8 @@ def local_path(url: str) -> str:
                 field="url",
                 value=url,
             )
+        from urllib.parse import unquote
+
         path = slash + unquote(rest, errors="surrogateescape")
     if not path or "\0" in path:
         raise SpecError(f"{url!r} is no path: expected a file name", field="url", value=url)
@@ -73,5 +76,7 @@ def join_url(folder: str, name: str) -> str:
     """Put a name (may hold slashes) below a folder URL; quoted where the scheme needs it, the query kept in place."""
     if scheme_of(folder) not in ("http", "https", "file") or (scheme_of(folder) == "file" and "://" not in folder):
         return f"{folder}{name}" if folder.endswith("/") or not folder else f"{folder}/{name}"
+    from urllib.parse import quote
+
     path, mark, query = folder.partition("?")
     return f"{path.rstrip('/')}/{quote(name, errors='surrogateescape')}{mark}{query}"

@@ -1,0 +1,156 @@
+"""Command lines without click: its import and its machinery cost more than the rest of a command's start-up.
+
+What `plain_values` understands, it reads as click reads it (a test holds the two against each other). Everything else,
+help and mistakes above all, it leaves to click, which has the words for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from tarmill.spec import Option, Spec, option_of
+from tarmill.values import Field, fields
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def read_bytes(text: str) -> int:
+    """Read a size such as 500MB, 1.5GiB or 4096; `ValueError` for anything else."""
+    import re
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is no size; write it as 500MB, 1.5GiB or 4096")
+    return int(float(match[1]) * _BYTES[(match[2] or "").lower()])
+
+
+def read_seconds(text: str) -> float:
+    """Read a duration such as 90s, 5m or 1.5h; `ValueError` for anything else."""
+    import re
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", text)
+    if not match:
+        raise ValueError(f"{text!r} is no duration; write it as 90s, 5m or 1.5h")
+    return float(match[1]) * _SECONDS[match[2] or ""]
+
+
+def base_of(field: Field) -> str:
+    """Name the type of a spec's field, without what is in its brackets: "str", "tuple"."""
+    return field.annotation.partition("[")[0]
+
+
+def flags_of(field: Field, known: Option) -> tuple[str, ...]:
+    """Name the flags of a field that is an option."""
+    return known.flags or ("--" + field.name.replace("_", "-"),)
+
+
+def split_values(kind: type[Spec], values: dict[str, Any]) -> dict[str, Any]:
+    """Take a spec's fields out of a command line's values: lists split at commas, K=V pairs into dicts.
+
+    Raises:
+        click.BadParameter: a pair without '='.
+    """
+    found = {}
+    for field in fields(kind):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        if base_of(field) == "tuple":
+            value = tuple(part for item in value for part in item.split(",") if part)
+        elif base_of(field) == "dict":
+            value = dict(split_pair(item, field.name) for item in value)
+        found[field.name] = value
+    return found
+
+
+def split_pair(text: str, name: str) -> tuple[str, str]:
+    """Split K=V at the first '='.
+
+    Raises:
+        click.BadParameter: there is none, or nothing before it.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        import click
+
+        raise click.BadParameter(f"{text!r} is no K=V pair; write it as --{name.rstrip('s')} size=224")
+    return key, value
+
+
+def plain_values(arguments: Sequence[str], *kinds: type[Spec]) -> dict[str, Any] | None:
+    """Read the values of all fields of some specs from a command line, in the form in which click gives them.
+
+    Returns:
+        Field name -> value (`split_values` goes on from there), or None for what is left to click: anything that is not
+        plainly right, `--help`, `--`, values that begin with a dash, flags run together, shell completion.
+    """
+    if any(name.endswith("_COMPLETE") for name in os.environ):
+        return None
+    places: list[str] = []
+    by_flag: dict[str, Field] = {}
+    values: dict[str, Any] = {}
+    required: set[str] = set()
+    for field in (one for kind in kinds for one in fields(kind)):
+        known = option_of(field)
+        if known.hidden:
+            continue
+        if known.argument:
+            places.append(field.name)
+            continue
+        by_flag.update(dict.fromkeys(flags_of(field, known), field))
+        if base_of(field) in ("tuple", "dict"):
+            values[field.name] = ()
+        elif field.required:
+            required.add(field.name)
+        else:
+            values[field.name] = field.default
+    words: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "-" or not word.startswith("-"):
+            words.append(word)
+            continue
+        flag, attached = _flag_and_value(word)
+        if (found := by_flag.get(flag)) is None:
+            return None
+        if base_of(found) == "bool":
+            if attached is not None:
+                return None
+            values[found.name] = True
+            continue
+        text = attached if attached is not None else next(rest, None)
+        if text is None or (attached is None and text.startswith("-") and text != "-"):
+            return None
+        try:
+            value = _convert(found, text)
+        except ValueError:
+            return None
+        values[found.name] = (*values[found.name], value) if base_of(found) in ("tuple", "dict") else value
+    if len(words) != len(places) or not required <= values.keys():
+        return None
+    return values | dict(zip(places, words, strict=True))
+
+
+def _flag_and_value(word: str) -> tuple[str, str | None]:
+    """Divide `--flag=value` and `-fvalue`; the value is None where there is none."""
+    if not word.startswith("--"):
+        return word[:2], word[2:] or None
+    flag, equals, value = word.partition("=")
+    return flag, value if equals else None
+
+
+def _convert(field: Field, text: str) -> Any:
+    known = option_of(field)
+    if known.choices:
+        if text not in known.choices:
+            raise ValueError(f"{text!r} is none of {known.choices}")
+        return text
+    if known.unit == "bytes":
+        return read_bytes(text)
+    if known.unit == "seconds":
+        return read_seconds(text)
+    base = base_of(field)
+    return int(text) if base == "int" else float(text) if base == "float" else text
