@@ -186,8 +186,10 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, by
     return folder, bytes_of(folder)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 8])
-@every_plan
+@pytest.mark.parametrize(
+    ("plan", "workers"),
+    [(plan, workers) for plan in PLANS for workers in (1, 2, 8) if plan != "memory" or workers == 1],  # which has one
+)
 def test_bytes_do_not_depend_on_plan_or_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: tuple[Path, dict[str, bytes]], plan: str, workers: int
 ) -> None:
@@ -229,7 +231,7 @@ def permutations(folder: Path, seeds: int, shards: int, samples: int) -> list[li
 
 def test_orders_over_many_seeds_look_like_draws_of_uniform_permutations(tmp_path: Path) -> None:
     """Each figure is a mean over the seeds and lies within four standard errors of that of a uniform permutation."""
-    seeds, shards, samples = 60, 4, 20
+    seeds, shards, samples = 50, 4, 20
     count = shards * samples
     drawn = permutations(tmp_path, seeds, shards, samples)
 
@@ -265,10 +267,9 @@ def test_orders_over_many_seeds_look_like_draws_of_uniform_permutations(tmp_path
 
 
 def test_all_orders_of_few_samples_come_equally_often(tmp_path: Path) -> None:
-    seeds = 240
-    orders = Counter(map(tuple, permutations(tmp_path, seeds, 1, 4)))
-    assert len(orders) == 24
-    assert sum((times - 10) ** 2 / 10 for times in orders.values()) < 49.7  # chi-square of 23 degrees, p = 0.001
+    orders = Counter(map(tuple, permutations(tmp_path, 90, 1, 3)))
+    assert len(orders) == 6
+    assert sum((times - 15) ** 2 / 15 for times in orders.values()) < 20.5  # chi-square of 5 degrees, p = 0.001
 
 
 # Cuts
@@ -433,10 +434,6 @@ def test_equal_keys_that_do_not_meet_are_kept_as_they_are(tmp_path: Path) -> Non
     assert Counter(keys_in(tmp_path / "out-@4.tar"))["same"] == 2
 
 
-APART = pytest.mark.xfail(strict=True, reason="samples of one key and other fields are told apart side by side only")
-
-
-@APART
 @every_plan
 @pytest.mark.parametrize("tool", ["shuffle", "sort"])
 def test_equal_keys_with_other_fields_can_be_read_wherever_they_stand(tmp_path: Path, plan: str, tool: str) -> None:
