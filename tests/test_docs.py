@@ -13,6 +13,7 @@ no such program.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tarmill.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,6 +112,17 @@ def test_the_generated_parts_are_current() -> None:
         [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_command_has_its_option_table_on_one_page() -> None:
+    named = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert named is not None
+    assert named.loader is not None
+    generate = importlib.util.module_from_spec(named)
+    named.loader.exec_module(generate)
+    tables = re.findall(r"<!-- options: (.+?) -->", "".join(page.read_text() for page in PAGES))
+    assert sorted(tables) == sorted(generate.COMMANDS)
+    assert {module for module, _ in main._COMMANDS.values()} == set(generate.COMMANDS.values())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -516,7 +516,7 @@ class ReorderOptions(RunOptions):
         0, unit="bytes", metavar="SIZE", help="Memory to use, all processes together; half of what is free by default."
     )
     scratch: int = option(
-        0, unit="bytes", metavar="SIZE", help="Scratch space to use at most; all that is free by default."
+        0, unit="bytes", metavar="SIZE", help="Scratch space that the plan may count on; all that is free by default."
     )
 
     def __post_init__(self) -> None:
