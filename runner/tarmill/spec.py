@@ -58,13 +58,14 @@ class Spec:
         for spec_field in fields(self):
             known = option_of(spec_field)
             value = getattr(self, spec_field.name)
-            if known.choices and value not in known.choices:
+            if known.choices and value not in known.choices and value != spec_field.default:
                 self.refuse(spec_field.name, f"expected one of {', '.join(known.choices)}")
 
     def refuse(self, name: str, expected: str) -> typing.NoReturn:
         """Raise the SpecError for a field's value: found, expected, where."""
         value = getattr(self, name)
-        raise SpecError(f"{_flag(type(self), name)} is {value!r}; {expected}", field=name, value=value)
+        found = "given" if value is True else repr(value)
+        raise SpecError(f"{_flag(type(self), name)} is {found}; {expected}", field=name, value=value)
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields that differ from their defaults, in camelCase, as JSON-able values."""
@@ -384,7 +385,7 @@ class SortSpec(ReorderSpec):
     reduce: str = option(
         "",
         identity=True,
-        choices=("", "first", "last", "count", "dedup", "merge", "concat"),
+        choices=("first", "last", "count", "dedup", "merge", "concat"),
         help="Make one sample of those of equal key: the first or last, one of each (dedup), a count, their fields "
         "joined (merge), or their contents one behind the other (concat).",
     )
@@ -444,6 +445,9 @@ class SortSpec(ReorderSpec):
         if self.reduce and self.reduce_script:
             self.refuse("reduce", "-r names a script for that already; give one of them")
         if not self.reduces:
+            for name, usual in (("join", "outer"), ("same_field", "error"), ("dedup_by", "key")):
+                if getattr(self, name) != usual:
+                    self.refuse(name, "it needs --reduce")
             for name in ("group_by", "combine", "exact"):
                 if getattr(self, name):
                     self.refuse(name, "it needs --reduce or -r")

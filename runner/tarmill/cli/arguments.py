@@ -55,7 +55,7 @@ def split_values(kind: type[Spec], values: dict[str, Any]) -> dict[str, Any]:
     """
     found = {}
     for field in fields(kind):
-        if field.name not in values:
+        if values.get(field.name) is None:  # not asked for, or an option without a default of its own
             continue
         value = values[field.name]
         if base_of(field) == "tuple":

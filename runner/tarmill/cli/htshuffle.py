@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import finish_job, run_command
+from tarmill.cli.arguments import plain_values, split_values
+from tarmill.cli.output import finish_job, run_command, run_main
 from tarmill.spec import ReorderOptions, ShuffleSpec
+
+if TYPE_CHECKING:
+    import click
 
 EPILOG = """\b
 Examples: a hundred shards, the same for everybody; shards of 1,000 samples; what would be done; nothing was lost.
@@ -19,21 +21,29 @@ Examples: a hundred shards, the same for everybody; shards of 1,000 samples; wha
 """
 
 
-@click.command(
-    "shuffle", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@spec_options(ShuffleSpec)
-@spec_options(ReorderOptions)
-def command(**values: Any) -> None:
-    """Write all samples of the IN shards, in random order over all of them, into the OUT shards.
+def make_command() -> click.Command:
+    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
+    import click
 
-    Every permutation is equally likely, and the seed alone decides which one it is: not the number of workers, not the
-    plan, not an interruption. Local files are copied from straight; what is compressed or remote goes through memory or
-    scratch files.
+    from tarmill.cli.options import spec_options
 
-    IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as the cut gives.
-    """
-    run_command(lambda: _run(values), values["log_format"])
+    @click.command(
+        "shuffle", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    )
+    @spec_options(ShuffleSpec)
+    @spec_options(ReorderOptions)
+    def command(**values: Any) -> None:
+        """Write all samples of the IN shards, in random order over all of them, into the OUT shards.
+
+        Every permutation is equally likely, and the seed alone decides which one it is: not the number of workers, not
+        the plan, not an interruption. Local files are copied from straight; what is compressed or remote goes through
+        memory or scratch files.
+
+        IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as the cut gives.
+        """
+        run_command(lambda: _run(values), values["log_format"])
+
+    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -46,4 +56,11 @@ def _run(values: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of the script `htshuffle`."""
-    command(prog_name="htshuffle")
+    run_main(_main)
+
+
+def _main() -> None:
+    if (values := plain_values(sys.argv[1:], ShuffleSpec, ReorderOptions)) is None:
+        make_command()(prog_name="htshuffle")
+    else:
+        run_command(lambda: _run(values), values["log_format"])

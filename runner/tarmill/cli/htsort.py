@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
-import click
-
+from tarmill.cli.arguments import plain_values, split_values
 from tarmill.cli.htmapper import read_script
-from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import finish_job, run_command
+from tarmill.cli.output import finish_job, run_command, run_main
 from tarmill.spec import ReorderOptions, SortSpec
+
+if TYPE_CHECKING:
+    import click
 
 EPILOG = """\b
 Examples: by name; best score first; how many samples each class has; the best of each; captions joined to images.
@@ -22,18 +24,26 @@ Examples: by name; best score first; how many samples each class has; the best o
 """
 
 
-@click.command(
-    "sort", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@spec_options(SortSpec)
-@spec_options(ReorderOptions)
-def command(**values: Any) -> None:
-    """Write all samples of the IN shards, sorted over all of them, into the OUT shards; reduce those of equal key.
+def make_command() -> click.Command:
+    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
+    import click
 
-    Samples of equal key stay in the order of the input. IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards,
-    'out-@.tar' for as many as the cut gives.
-    """
-    run_command(lambda: _run(values), values["log_format"])
+    from tarmill.cli.options import spec_options
+
+    @click.command(
+        "sort", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    )
+    @spec_options(SortSpec)
+    @spec_options(ReorderOptions)
+    def command(**values: Any) -> None:
+        """Write all samples of the IN shards, sorted over all of them, into the OUT shards; reduce those of equal key.
+
+        Samples of equal key stay in the order of the input. IN: as for htmapper; OUT: 'out-@0100.tar' for just 100
+        shards, 'out-@.tar' for as many as the cut gives.
+        """
+        run_command(lambda: _run(values), values["log_format"])
+
+    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -50,4 +60,11 @@ def _run(values: dict[str, Any]) -> None:
 
 def main() -> None:
     """Entry point of the script `htsort`."""
-    command(prog_name="htsort")
+    run_main(_main)
+
+
+def _main() -> None:
+    if (values := plain_values(sys.argv[1:], SortSpec, ReorderOptions)) is None:
+        make_command()(prog_name="htsort")
+    else:
+        run_command(lambda: _run(values), values["log_format"])

@@ -77,6 +77,7 @@ def _parameter(field: Field, known: Option) -> Callable[[Any], Any]:
     if known.choices:
         settings["type"] = click.Choice(known.choices)
         settings["metavar"] = None
+        settings["default"] = field.default or None
     elif known.unit == "bytes":
         settings["type"] = Bytes()
         settings["default"] = _show_bytes(settings["default"])

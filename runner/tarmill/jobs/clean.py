@@ -176,8 +176,19 @@ def gather(folder: str, job: str, scratch_base: str) -> JobLeftovers:
     if facts and not found.has_folder and storage.scheme_of(found.url) != "file":
         raise _unlisted(found.url)
     found.files[before:] = sorted(found.files[before:], key=_is_last)
+    _take_pointer(found, facts)
     found.manifest = _manifest_of(found, facts)
     return found
+
+
+def _take_pointer(found: JobLeftovers, facts: dict[str, Any]) -> None:
+    """Note the file that tells of an unfinished shuffle or sort, if it tells of this one."""
+    name = facts.get("pointer")
+    if isinstance(name, str) and re.fullmatch(r"unfinished-[0-9a-f]{16}", name):
+        url = f"{found.folder}_tarmill/{name}"
+        with suppress(StorageError):
+            if storage.read_bytes(url).strip() == found.job.encode():
+                found.files.insert(0, _leftover(url))
 
 
 def _is_last(file: Leftover) -> bool:

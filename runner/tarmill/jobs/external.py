@@ -6,7 +6,7 @@ hand: batches that left a manifest are not done again, nor are output shards.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from tarmill import storage
 from tarmill.engine.base import Engine
+from tarmill.errors import NoSpaceError
 from tarmill.jobs.bucket import Places, Walk, outputs_without_group, write_bucket
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
-from tarmill.jobs.gather_tasks import Pieces, cuts_exactly, run_gather
+from tarmill.jobs.gather_tasks import cuts_exactly, run_gather
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.run_files import read_rows
 from tarmill.jobs.spill_batch import batch_file, load_batch, spill_batch
@@ -77,6 +78,7 @@ def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Ru
                 done[outcome.task.index] = outcome.result
                 read = outcome.result.counts
                 counts.merge(read)
+                _check_scratch(work, done)
                 work.listener.finished(outcome.task.index, read.read, read.read_bytes, 0)
             elif outcome.error is not None:
                 work.fail(outcome.task.index, outcome.task.label, outcome.error)
@@ -91,6 +93,19 @@ def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Ru
         work.digest += done[index].digest
         work.proof += done[index].proof
     return [run for index in sorted(done) for run in done[index].runs]
+
+
+def _check_scratch(work: Reorder, done: Mapping[int, BatchDone]) -> None:
+    """Fail the job when it uses more scratch than it may: how much it takes is known only now, of compressed inputs."""
+    used = sum(run.data_bytes for found in done.values() for run in found.runs)
+    if work.options.scratch and used > work.options.scratch:
+        read = sum(work.inputs[ordinal].shard.size_bytes or 0 for found in done.values() for ordinal in found.shards)
+        whole = sum(found.shard.size_bytes or 0 for found in work.inputs)
+        raise NoSpaceError(
+            f"{used / 1e6:,.1f} MB of scratch are in use and --scratch allows {work.options.scratch / 1e6:,.1f} MB; "
+            f"the whole job needs about {used * whole / max(1, read) / 1e6:,.1f} MB: allow that, and run it again",
+            used_bytes=used,
+        )
 
 
 # -- between the passes: where the buckets begin ---------------------------------------------------------------------
@@ -136,6 +151,8 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
     frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
     size = sum(run.data_bytes for run in runs)
     if cuts_exactly(work):
+        from tarmill.jobs.exact_cut import Pieces
+
         pieces = Pieces(work, work.samples, size)
         tasks = _bucket_tasks(frame, pieces.cuts, first_sample, pieces.urls, pieces.done)
         if run_gather(work, engine, "second pass", write_bucket, tasks, pieces.take, size):

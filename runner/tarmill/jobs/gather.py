@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from xxhash import xxh3_128_intdigest
@@ -16,10 +17,12 @@ from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_span import decode_span
 from tarmill.jobs.copy_writer import CopyWriter, Picks
-from tarmill.jobs.reduce_writer import PieceDone, reduce_writer
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.span_tasks import GatherTask, Job
 from tarmill.planning.tasks import ShardDone
+
+if TYPE_CHECKING:
+    from tarmill.jobs.reduce_writer import PieceDone
 
 
 def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
@@ -50,6 +53,8 @@ def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
 
 
 def _reduce(task: GatherTask, sources: SpanSources, picks: Picks) -> Sequence[ShardDone | PieceDone]:
+    from tarmill.jobs.reduce_writer import reduce_writer
+
     done: list[ShardDone | PieceDone] = []
     for output in task.outputs:
         with redirect_stdout(sys.stderr), reduce_writer(task.job, output.number, output.url) as writer:

@@ -6,15 +6,16 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_64_intdigest
 
 from tarmill.errors import FormatError, ScriptError
 from tarmill.formats.samples import OnError, Record
-from tarmill.formats.sort_keys import KeyEncoder, encode_name, parse_sort_keys
-from tarmill.jobs.reduce import load_sort_key
 from tarmill.spec import ReorderSpec, SortSpec
+
+if TYPE_CHECKING:
+    from tarmill.formats.sort_keys import KeyEncoder
 
 DEFAULT_KEYS = ("__key__",)
 
@@ -42,6 +43,9 @@ class Ordering:
         """Encodes the key that groups are made by."""
         if not isinstance(spec, SortSpec):
             return
+        from tarmill.formats.sort_keys import KeyEncoder, encode_name, parse_sort_keys
+        from tarmill.jobs.reduce import load_sort_key
+
         script = load_sort_key(spec)
         order = KeyEncoder(parse_sort_keys(spec.keys or DEFAULT_KEYS), spec.missing, script)
         group = KeyEncoder(parse_sort_keys(spec.group_by), spec.missing, script) if spec.group_by else None

@@ -7,15 +7,22 @@ samples lie and their keys, the last copies them; `reorder_local` and `external`
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
 from tarmill import storage
-from tarmill.errors import ChangedError, Interrupted, JobFailed, NotFoundError, SpecError, StorageError, TarmillError
+from tarmill.errors import (
+    ChangedError,
+    Interrupted,
+    JobFailed,
+    NoSpaceError,
+    NotFoundError,
+    SpecError,
+    StorageError,
+    TarmillError,
+)
 from tarmill.formats.codec_write import check_level
 from tarmill.formats.compression import codec_for
 from tarmill.formats.digest import MASK_128, to_hex
@@ -36,7 +43,7 @@ from tarmill.jobs.manifests import (
 )
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.scratch_files import MEMORY, release_memory
-from tarmill.planning.counts import Counts
+from tarmill.planning.counts import KEY_REASONS, Counts
 from tarmill.planning.cuts import Cuts
 from tarmill.planning.jobid import job_id
 from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
@@ -65,6 +72,8 @@ class Reorder:
     plan: Plan
     listener: Listener
     report: Report
+    is_ours: bool = False
+    """Whether this very job was begun before, so that what is there already is its own."""
     outputs: list[str] = field(default_factory=list)
     """URLs of the output shards, once the cuts are known."""
     done: dict[int, ShardDone] = field(default_factory=dict)
@@ -79,6 +88,11 @@ class Reorder:
     """URLs of what the passes leave for each other."""
     stale: set[str] = field(default_factory=set)
     """Shards of a data set that this one overwrites."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether all inputs have a version, so that the same job id means the same bytes."""
+        return all(found.shard.version is not None for found in self.inputs)
 
     @property
     def fixed_count(self) -> int | None:
@@ -105,9 +119,9 @@ class Reorder:
             return
         if self.spec.exists == "fail":
             refuse_existing(self.outputs, self.job.job)
-        self.done = self.folder.finished(range(count), self.outputs)
+        self.done = self.folder.finished(range(count), self.outputs) if self.is_ours else {}
         others = [url for number, url in enumerate(self.outputs) if number not in self.done]
-        if not self.folder.has_begun():
+        if not self.is_ours:
             refuse_existing(others, self.job.job)
         for found in self.done.values():
             self.take(found)
@@ -122,12 +136,17 @@ class Reorder:
     def fail(self, index: int, label: str, error: TarmillError) -> None:
         """Take note of a task that failed for good."""
         trace = error.facts.get("script_traceback", "")
-        self.report.failures.append(Failure(index, label, error.message, trace))
+        message = error.message
+        if isinstance(error, NoSpaceError) and self.plan.scratch_bytes:
+            message += f"; the job needs about {self.plan.scratch_bytes / 1e6:,.0f} MB of scratch space in all"
+        self.report.failures.append(Failure(index, label, message, trace))
         self.listener.failed(label, error)
 
     def check_limit(self, counts: Counts, *, final: bool) -> bool:
         """Tell whether too many samples were left out because of errors."""
         limit = ErrorLimit.parse(self.spec.max_errors)
+        if isinstance(self.spec, SortSpec) and self.spec.missing == "drop":  # then a sample without a key is no error
+            counts = replace(counts, dropped=counts.dropped - Counter(dict.fromkeys(KEY_REASONS, counts.read)))
         if not limit.exceeded(counts, final=final):
             return False
         self.report.notes.append(limit.message(counts))
@@ -159,7 +178,7 @@ def run(spec: ReorderSpec, options: RunOptions | None = None, listener: Listener
     if options is not None and options.dry_run:
         report.plan_only = True
         return report
-    if work.spec.exists == "resume" and _is_complete(work):
+    if work.spec.exists == "resume" and work.is_pinned and _is_complete(work):
         _clear_after_kill(work)
         return report
     try:
@@ -207,6 +226,8 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     if isinstance(spec, SortSpec):
         _check_sort(spec)
     if isinstance(spec, ShuffleSpec) and spec.seed == "random":
+        import secrets
+
         spec = replace(spec, seed=str(secrets.randbits(63)))
     kind = kind_of(spec).name
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
@@ -253,9 +274,10 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         listener,
         report,
     )
-    lines = [f"job {job}: {len(inputs)} input shards, {facts.input_bytes / 1e6:,.1f} MB, plan {plan.kind}"]
+    told = ""
     if isinstance(spec, ShuffleSpec):
-        lines.append(f"seed {seed}" + ("" if spec.seed else ", derived from inputs and options"))
+        told = f", seed {seed}" if spec.seed else f", seed {seed} derived from inputs and options"
+    lines = [f"job {job}: {len(inputs)} input shards, {facts.input_bytes / 1e6:,.1f} MB, plan {plan.kind}{told}"]
     lines += [*plan.lines(), f"first input: {inputs[0].shard.label}", f"output: {storage.mask(spec.output)}"]
     listener.plan(report, None, lines)
     return work
@@ -305,6 +327,8 @@ def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str,
         return place, place
     if storage.scheme_of(state) == "file":
         return f"{state}spill/", f"{state}spill/"
+    import tempfile
+
     local = f"{tempfile.gettempdir()}/tarmill-{job}/"
     return (f"{state}spill/" if options.scheduler else local), local
 
@@ -371,14 +395,18 @@ def _begin(work: Reorder) -> None:
             f"{work.folder.url.replace(job, other)}`, or allow it with --exists overwrite",
             job=other,
         )
-    if not work.out.is_open and spec.exists != "overwrite" and (spec.exists == "fail" or not work.folder.has_begun()):
+    # what a stream held the last time nobody knows, so that nothing can be resumed
+    work.is_ours = work.is_pinned and work.folder.has_begun()
+    if not work.out.is_open and (spec.exists == "fail" or (spec.exists == "resume" and not work.is_ours)):
         refuse_existing(work.out.expand(), job)
     work.sweep()
     if spec.exists == "overwrite":
         work.stale = _shards_before(work.manifest)
     withdraw(work.manifest)
     places = sorted({work.job.spill, work.job.scratch} - {MEMORY})
-    work.folder.begin({"kind": work.kind, "output": storage.mask(spec.output), "scratch": places})
+    name = pointer.rpartition("/")[2]
+    facts = {"kind": work.kind, "output": storage.mask(spec.output), "scratch": places, "pointer": name}
+    work.folder.begin(facts)
     storage.write_bytes(pointer, job.encode(), owner=job)
 
 
@@ -465,6 +493,8 @@ def clear_scratch(work: Reorder) -> None:
         in_parallel(storage.delete, sorted(work.scratch_files))
         for place in {work.job.spill, work.job.scratch} - {MEMORY}:
             if storage.scheme_of(place) == "file":
+                import shutil
+
                 shutil.rmtree(local_path(place), ignore_errors=True)
     except StorageError as error:
         work.listener.note(f"scratch files of the job stay in {storage.mask(work.job.spill)}: {error.message}")

@@ -12,7 +12,7 @@ from tarmill.engine.serial import serial_engine
 from tarmill.formats.span_order import Order, order_of, runs_of
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather import gather
-from tarmill.jobs.gather_tasks import Pieces, Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
+from tarmill.jobs.gather_tasks import Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder import Reorder
 from tarmill.jobs.scan import scan_shards
@@ -126,6 +126,8 @@ def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
     if isinstance(work.spec, SortSpec) and work.spec.reduces:
         fresh = runs_of(np.concatenate([spans.groups for spans in shards if spans.groups is not None])[order])
     if cuts_exactly(work):
+        from tarmill.jobs.exact_cut import Pieces
+
         pieces = Pieces(work, len(samples), int(lengths.sum(dtype=np.int64)))
         tasks = gather_tasks(work.job, samples, order, pieces.cuts, pieces.urls, pieces.done, fresh)
         if run_gather(work, engine, "reducing", gather, tasks, pieces.take):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from tarmill.engine.meter import Meter
@@ -36,7 +35,8 @@ def free_bytes(folder: str) -> int:
     place = os.path.abspath(folder or ".")
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    return shutil.disk_usage(place).free
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize
 
 
 def sample_bytes(shard: Shard) -> int:

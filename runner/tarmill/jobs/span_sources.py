@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
@@ -124,7 +123,7 @@ class SpanSources:
         source = self._sources[number]
         if not self._scratch or storage.scheme_of(source.path) == "file":
             return source
-        copy = ScratchFile(self._scratch, f"fetched-{os.getpid()}-{secrets.token_hex(4)}.dat", self._owner)
+        copy = ScratchFile(self._scratch, f"fetched-{os.getpid()}-{os.urandom(4).hex()}.dat", self._owner)
         try:
             with storage.open_read(source.path, version=source.version) as stream:
                 block = memoryview(bytearray(_PIECE_BYTES))

@@ -139,4 +139,4 @@ def _external(facts: Facts, why: str, size: int) -> Plan:
 
 
 def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size:,} bytes"
