@@ -45,9 +45,7 @@ tools = pytest.mark.parametrize("tool", ["shuffle", "sort"])
 # Commands
 
 
-@pytest.mark.parametrize(
-    "tool", [["htshuffle"], ["htsort"], ["tarmill", "shuffle"], ["tarmill", "sort"]], ids=" ".join
-)
+@pytest.mark.parametrize("tool", [["htshuffle"], ["htsort"], ["tarmill", "shuffle"], ["tarmill", "sort"]], ids=" ".join)
 def test_the_commands_write_shards_and_keep_standard_output_for_data(folder: Path, tool: list[str]) -> None:
     done = command([*tool[1:], "in-@3.tar", "sub/out-@2.tar"], folder, tool=tool[0])
     assert done.returncode == 0, done.stderr
