@@ -17,7 +17,7 @@ BENCH := $(BIN)/python bench/run.py
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo         a small real data set through htmapper and htextract'
+	@echo 'make demo         a small real data set through htmapper, htshuffle, htsort and htextract'
 	@echo 'make test         all tests, and of the long ones a sample that changes daily'
 	@echo 'make quick        the tests that need no server and no Dask; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
@@ -58,10 +58,16 @@ $(DEMO)/digits-3.tar: examples/digits.py | $(VENV)/.demo
 
 demo: $(VENV)/.demo $(DEMO)/digits-3.tar
 	$(BIN)/htmapper -p examples/invert.py --exists overwrite '$(DEMO)/digits-@4.tar' '$(DEMO)/inverted-@4.tar'
-	$(BIN)/htextract '$(DEMO)/inverted-@4.tar' -f cls --top 10
+	$(BIN)/htshuffle --seed 1 --exists overwrite '$(DEMO)/inverted-@4.tar' '$(DEMO)/shuffled-@8.tar'
+	$(BIN)/tarmill verify -q '$(DEMO)/inverted-@4.tar' '$(DEMO)/shuffled-@8.tar'
+	$(BIN)/htsort -k cls:int --reduce count --exists overwrite '$(DEMO)/shuffled-@8.tar' '$(DEMO)/counts-@1.tar'
+	$(BIN)/htextract -q '$(DEMO)/counts-@1.tar' -f value,count
+	$(BIN)/htsort -k cls:int -r examples/average.py --exists overwrite '$(DEMO)/digits-@4.tar' '$(DEMO)/average-@1.tar'
 	@echo
-	@echo 'Look at $(DEMO): digits-*.tar went in, inverted-*.tar came out (tar -tf $(DEMO)/inverted-0.tar),'
-	@echo 'inverted.manifest.json says what they hold; the script is examples/invert.py, the guide docs/index.md.'
+	@echo 'Look at $(DEMO): digits-*.tar went in, inverted-*.tar and shuffled-*.tar came out (tar -tf'
+	@echo '$(DEMO)/shuffled-0.tar), counts-0.tar holds how many there are of each digit, average-0.tar what it looks'
+	@echo 'like on average, inverted.manifest.json what inverted-*.tar holds; the scripts are in examples/, the guide'
+	@echo 'is docs/index.md.'
 
 # -- to know that it works --------------------------------------------------------------------------------------------
 

@@ -22,11 +22,21 @@ DOCS = Path(__file__).parent
 COMMANDS = {
     "htmapper": "tarmill.cli.htmapper",
     "htextract": "tarmill.cli.htextract",
+    "htshuffle": "tarmill.cli.htshuffle",
+    "htsort": "tarmill.cli.htsort",
     "tarmill cat": "tarmill.cli.cat",
     "tarmill index": "tarmill.cli.index",
     "tarmill try": "tarmill.cli.try_script",
     "tarmill run": "tarmill.cli.run",
+    "tarmill verify": "tarmill.cli.verify",
+    "tarmill clean": "tarmill.cli.clean",
 }
+ARGUMENTS = {
+    "inputs": "Input shards, in shard notation.",
+    "shards": "OUT, or IN and OUT: shards in shard notation, a folder, or the manifest of a data set.",
+    "job": "A job's folder or id; with `--all` a shard pattern or a folder.",
+}
+"""What arguments are that no spec describes; click shows no help for arguments."""
 MARKS = re.compile(r"(<!-- options: ([\w ]+?) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -39,23 +49,24 @@ def command_of(name: str) -> click.Command:
     return found[0]
 
 
-def argument_help(name: str) -> str:
-    """Find what the specs say of an argument: click shows no help for those."""
+def argument_help(command: str, name: str) -> str:
+    """Find what the command's spec says of an argument."""
     for kind in KINDS:
         for field in dataclasses.fields(kind.spec):
-            if field.name == name:
+            if kind.command == command and field.name == name:
                 return option_of(field).help
-    return {"inputs": "Input shards, in shard notation."}.get(name, "")
+    return ARGUMENTS[name]
 
 
-def table(command: click.Command) -> str:
+def table(name: str) -> str:
     """Format a command's arguments and options, in the order of its help, as a Markdown table."""
+    command = command_of(name)
     context = click.Context(command, **command.context_settings)
     lines = ["| option | what it does |", "| --- | --- |"]
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Argument):
-            record = (parameter.make_metavar(context), argument_help(parameter.name or ""))
+            record = (parameter.make_metavar(context), argument_help(name, parameter.name or ""))
         if record is not None:
             flags, told = (re.sub(r"\s+", " ", text).replace("|", "\\|") for text in record)
             lines.append(f"| `{flags}` | {told} |")
@@ -64,7 +75,7 @@ def table(command: click.Command) -> str:
 
 def generated(text: str) -> str:
     """Give a page's text with its tables as they should be."""
-    return MARKS.sub(lambda found: f"{found[1]}\n{table(command_of(found[2]))}\n\n{found[3]}", text)
+    return MARKS.sub(lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", text)
 
 
 def main(check: bool) -> int:

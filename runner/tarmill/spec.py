@@ -306,7 +306,7 @@ class ReorderSpec(ReadSpec):
         0,
         identity=True,
         metavar="N",
-        help="Cut into N shards that differ by one sample at most; as many as there are inputs when nothing is said.",
+        help="Cut into N shards that differ by one sample at most; as many as there are inputs when no cut is named.",
     )
     empty_shards: bool = option(
         False, identity=True, help="With more shards than samples: write empty ones, instead of an error."
@@ -326,7 +326,12 @@ class ReorderSpec(ReadSpec):
         choices=("fail", "resume", "overwrite"),
         help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
     )
-    salt: str = option("", identity=True, metavar="TEXT", help="Make it another job.")
+    salt: str = option(
+        "",
+        identity=True,
+        metavar="TEXT",
+        help="Make it another job: for helper modules of scripts that changed, or to derive another seed.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -346,7 +351,8 @@ class ShuffleSpec(ReorderSpec):
         "",
         identity=True,
         metavar="N|random",
-        help="Seed of the permutation: a number, or `random` to draw one; derived from inputs and options by default.",
+        help="Seed of the permutation: a number, or `random` to draw one each time; by default it is derived from "
+        "inputs, options and output.",
     )
 
     def __post_init__(self) -> None:
@@ -365,14 +371,15 @@ class SortSpec(ReorderSpec):
         flags=("-k", "--key"),
         identity=True,
         metavar="KEY",
-        help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, the first "
-        "counts most; `__key__` by default.",
+        help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, or with "
+        "commas, the first counts most; `__key__` by default.",
     )
     missing: str = option(
         "error",
         identity=True,
         choices=("first", "last", "error", "drop"),
-        help="Samples whose key is missing or cannot be read: before or behind all others, an error, or left out.",
+        help="Samples whose key is missing or cannot be read: before or behind all others, an error, or left out and "
+        "counted.",
     )
     group_by: tuple[str, ...] = option(
         (),
@@ -385,32 +392,35 @@ class SortSpec(ReorderSpec):
         "",
         identity=True,
         choices=("", "first", "last", "count", "dedup", "merge", "concat"),
-        help="Reduce samples of equal key: first, last, count, dedup, merge or concat.",
+        help="Make one sample of those of equal key: the first or last, one of each (dedup), a count, their fields "
+        "joined (merge), or their contents one behind the other (concat).",
     )
     join: str = option(
         "outer",
         identity=True,
         choices=("inner", "outer", "left"),
-        help="With --reduce merge: which keys to keep: those in all inputs, in any, or in the first.",
+        help="With --reduce merge: which keys to keep: those in all parts of IN (`a-@4.tar::b-@2.tar` has two), in "
+        "any, or in the first.",
     )
     same_field: str = option(
         "error",
         identity=True,
         choices=("error", "first", "last", "rename"),
-        help="With --reduce merge: a field that two samples of a key have.",
+        help="With --reduce merge: a field that two samples of a key have: an error, that of the first or last part, "
+        "or all, the others under new names.",
     )
     dedup_by: str = option(
         "key",
         identity=True,
         choices=("key", "content"),
-        help="With --reduce dedup: keep one sample of each key, or one of each content.",
+        help="With --reduce dedup: keep one sample of each key, or of each key one of each content.",
     )
     reduce_script: str = option(
         "",
         flags=("-r", "--reduce-script"),
         identity=True,
         metavar="FILE",
-        help="Python file that defines reduce_samples(key, samples) -> sample, several, or None.",
+        help="Reduce by a script: a Python file that defines reduce_samples(key, samples) -> sample, several, or None.",
     )
     reduce_script_name: str = option("reduce_samples.py", hidden=True, help="What tracebacks call the reduce script.")
     script: str = option(
@@ -498,6 +508,12 @@ class RunOptions(Spec):
 class ReorderOptions(RunOptions):
     """How a shuffle or sort uses memory and disk; nothing here changes the bytes that come out either."""
 
+    scratch_dir: str = option(
+        "",
+        metavar="DIR",
+        help="Where scratch files go, with -c on all workers alike, and outputs wait for their upload; by default the "
+        "folder of the outputs, or $TMPDIR where that is a URL.",
+    )
     plan: str = option(
         "auto",
         choices=("auto", "local", "memory", "external"),

@@ -11,10 +11,11 @@ from tarmill.cli.output import finish_job, run_command
 from tarmill.spec import ReorderOptions, ShuffleSpec
 
 EPILOG = """\b
-Examples: a hundred shards, the same for everybody; shards of 1,000 samples; what would be done.
+Examples: a hundred shards, the same for everybody; shards of 1,000 samples; what would be done; nothing was lost.
   $ htshuffle 'train-@0040.tar' 'shuffled-@0100.tar' --seed 7
   $ htshuffle 'train-@0040.tar' 'shuffled-@.tar' --samples-per-shard 1000
   $ htshuffle 'train-@0040.tar' 'shuffled-@.tar' --dry-run
+  $ tarmill verify 'train-@0040.tar' 'shuffled-@.tar'
 """
 
 
@@ -27,8 +28,10 @@ def command(**values: Any) -> None:
     """Write all samples of the IN shards, in random order over all of them, into the OUT shards.
 
     Every permutation is equally likely, and the seed alone decides which one it is: not the number of workers, not the
-    plan, not an interruption. IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as
-    the cut gives.
+    plan, not an interruption. Local files are copied from straight; what is compressed or remote goes through memory or
+    scratch files.
+
+    IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as the cut gives.
     """
     run_command(lambda: _run(values), values["log_format"])
 

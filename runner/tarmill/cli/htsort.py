@@ -13,10 +13,11 @@ from tarmill.cli.output import finish_job, run_command
 from tarmill.spec import ReorderOptions, SortSpec
 
 EPILOG = """\b
-Examples: by name; best score first; how many samples each class has; captions joined to images.
+Examples: by name; best score first; how many samples each class has; the best of each; captions joined to images.
   $ htsort 'train-@0040.tar' 'sorted-@.tar'
   $ htsort 'train-@0040.tar' 'best-@.tar' -k meta.json:score:float:desc
   $ htsort 'train-@0040.tar' 'classes-@1.tar' -k cls:int --reduce count
+  $ htsort 'train-@0040.tar' 'tops-@1.tar' --group-by cls -k meta.json:score:desc --reduce first
   $ htsort 'images-@100.tar::captions-@20.tar' 'pairs-@100.tar' --reduce merge --join inner
 """
 

@@ -10,15 +10,16 @@ shard looked at by the complete reader (`tar_read`), which either understands it
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import compress
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest, xxh3_128_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_intdigest
 
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
+from tarmill.formats.range_hash import Hashes, hashes_of, total_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 from tarmill.formats.tar_headers import Headers, NotPlain, parse_first, parse_headers
@@ -26,14 +27,11 @@ from tarmill.formats.tar_window import RawInput, Window
 
 _VIEW_BYTES = 1 << 10
 """Ranges above this are hashed where they lie; below, a copy costs less than a view."""
-_HALF, _LOW_HALF = np.uint64(32), np.uint64(0xFFFFFFFF)
-_NO_HASHES = np.empty((0, 2), np.uint64)
 _CHUNK_BYTES = 512 << 10
 _MAX_FIELDS = 50  # each has a bit of its own, and the bits of a window's members add up to less than 2^63
 _MAX_TAILS = 4096
 _WINDOWS = 16
 
-Hashes = NDArray[np.uint64]
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 KeyOfRecord = Callable[[Record], bytes | None]
 """Gives the encoded sort key of a record; None leaves the sample out."""
@@ -206,9 +204,9 @@ class _Scanner:
         numbers = list(map(self.fields.__getitem__, headers.tails))
         _refuse_doubled(numbers, headers)
         seeds = list(map(self.fields.seeds.__getitem__, numbers)) * (len(headers.begins) // len(numbers))
-        members = _hashes(_pieces(window, headers.begins, headers.ends), seeds)
+        members = hashes_of(_pieces(window, headers.begins, headers.ends), seeds)
         fields = np.add.reduceat(np.array(seeds, np.uint64), firsts)
-        samples = _hashes(stems, np.add.reduceat(members[:, 1], firsts).tolist())
+        samples = hashes_of(stems, np.add.reduceat(members[:, 1], firsts).tolist())
         found.samples += len(stems)
         if self.key_of is not None:
             kept = np.array(self._sort_keys(headers, numbers))
@@ -223,15 +221,15 @@ class _Scanner:
         found.fields.frombytes((fields & _LOW_HALF).tobytes())
         found.stems.extend(map(xxh3_64_intdigest, stems))
         self.hashes += [members, samples]
-        self.raw_hashes.append(_hashes(_pieces(window, starts, stops)))
+        self.raw_hashes.append(hashes_of(_pieces(window, starts, stops)))
         if len(self.raw_hashes) >= _WINDOWS:
             self._add_up()
 
     def _add_up(self) -> None:
         """Add up what has been hashed: of many windows at once, which is cheaper where each has few samples."""
         found = self.found
-        found.digest = (found.digest + _total(self.hashes)) & MASK_128
-        found.raw_digest = (found.raw_digest + _total(self.raw_hashes)) & MASK_128
+        found.digest = (found.digest + total_of(self.hashes)) & MASK_128
+        found.raw_digest = (found.raw_digest + total_of(self.raw_hashes)) & MASK_128
         self.hashes.clear()
         self.raw_hashes.clear()
 
@@ -348,18 +346,6 @@ def _pieces(window: Window, begins: NDArray[np.int64], ends: NDArray[np.int64]) 
     large = len(begins) and int((ends - begins).sum()) > _VIEW_BYTES * len(begins)
     cut: Any = window.view.__getitem__ if large else window.buffer.__getitem__
     return map(cut, map(slice, begins.tolist(), ends.tolist()))
-
-
-def _hashes(pieces: Iterable[Any], *seeds: Iterable[int]) -> Hashes:
-    """Give xxh3_128 of each piece, a row of its high and its low half; as bytes they come twice as fast as as int."""
-    digests = b"".join(map(xxh3_128_digest, pieces, *seeds))
-    return np.ndarray((len(digests) // 16, 2), ">u8", digests).astype(np.uint64)
-
-
-def _total(hashes: list[Hashes]) -> int:
-    """Add up hashes, exactly but for multiples of 2^128."""
-    high, low = np.concatenate([_NO_HASHES, *hashes]).T
-    return (int(high.sum()) << 64) + (int((low >> _HALF).sum()) << 32) + int((low & _LOW_HALF).sum())
 
 
 def as_array(values: array[int]) -> NDArray[np.uint64]:

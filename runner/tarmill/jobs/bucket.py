@@ -83,7 +83,8 @@ class Bucket:
         return starts
 
     def release(self) -> None:
-        """Remove what was fetched for it."""
+        """Close its files, and remove what was fetched for it."""
+        self.sources.release()
         for copy in self.scratch:
             storage.delete(copy.path)
 
@@ -168,7 +169,7 @@ class Walk:
         stems, fields, shards = (joined_column(pieces, name)[order] for name in ("stem", "fields", "shard"))
         fresh = runs_of(groups) if groups is not None else None
         picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
-        opened = SpanSources(known, mapped=task.job.mapped)
+        opened = SpanSources(known)
         self.current = Bucket(first_sample, first_byte, picks, shards, groups, opened, scratch)
         return self.current
 
@@ -360,14 +361,11 @@ class _Reduction:
                 return
             first = False
             source, start, length = (int(c[self.at]) for c in (picks.source, picks.starts, picks.lengths))
-            data = bucket.sources.map(source)[start : start + length]
-            if len(data) != length:
-                raise bucket.sources.cut(source)
+            data = bucket.sources.read_one(source, start, length)
             label, part = self.task.inputs[int(bucket.shards[self.at])]
             record = decode_span(data, label, self.split, job.spec.max_member)
             record["__part__"] = part
             meter.read_bytes += length
-            bucket.sources.relax(length)
             self.at += 1
             yield record, xxh3_128_intdigest(data)
 

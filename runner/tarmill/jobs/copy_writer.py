@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_128_intdigest
+from xxhash import xxh3_128, xxh3_128_intdigest
 
 from tarmill.engine.meter import current
 from tarmill.errors import SampleError
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.keys import key_function
+from tarmill.formats.range_hash import hashes_of, total_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_span import decode_span, encode_sample, fields_of_record
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import save_shard
 from tarmill.jobs.shard_io import ShardOutput
 from tarmill.jobs.shard_names import ShardNames
-from tarmill.jobs.span_sources import SpanSources
+from tarmill.jobs.span_sources import STREAM_BYTES, SpanSources
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
 
-_JOIN_BYTES = 256 << 10
-VIEW_BYTES = 32 << 10
-"""Pieces above this are handed on as views of a map; below, a copy costs less."""
+_CHUNK_BYTES = 512 << 10
+_CHUNK_ROWS = 512
 _ROWS = 16 << 10
 
 
@@ -53,9 +54,36 @@ class Picks:
     def rows(self) -> Iterator[tuple[int, int, int]]:
         """Give (source, start, length) as Python's integers, which take several times the room of the columns."""
         for at in range(0, len(self.starts), _ROWS):
-            here = slice(at, at + _ROWS)
-            columns = (self.source[here].tolist(), self.starts[here].tolist(), self.lengths[here].tolist())
-            yield from zip(*columns, strict=True)
+            yield from zip(*self._lists(at, at + _ROWS), strict=True)
+
+    def chunks(self) -> Iterator[Chunk | tuple[int, int, int]]:
+        """Cut the samples into chunks to read at once; one that should not be held comes as (source, start, length)."""
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        large = np.append(np.flatnonzero(self.lengths > STREAM_BYTES), len(ends)).tolist()
+        at = 0
+        while at < len(ends):
+            if at == large[0]:
+                yield int(self.source[at]), int(self.starts[at]), int(self.lengths[at])
+                large.pop(0)
+                at += 1
+                continue
+            before = int(ends[at - 1]) if at else 0
+            stop = min(int(np.searchsorted(ends, before + _CHUNK_BYTES, "right")), at + _CHUNK_ROWS, large[0])
+            stop = max(stop, at + 1)
+            yield Chunk(*self._lists(at, stop))
+            at = stop
+
+    def _lists(self, begin: int, end: int) -> tuple[list[int], list[int], list[int]]:
+        here = slice(begin, end)
+        return self.source[here].tolist(), self.starts[here].tolist(), self.lengths[here].tolist()
+
+
+class Chunk(NamedTuple):
+    """Samples to read at once."""
+
+    source: list[int]
+    starts: list[int]
+    lengths: list[int]
 
 
 def output_of(job: Job, url: str) -> ShardOutput:
@@ -116,34 +144,23 @@ class CopyWriter:
 
     def _copy(self, sources: SpanSources, picks: Picks) -> None:
         """Copy samples as they are: the hot loop."""
-        hash_128, meter, output = xxh3_128_intdigest, self.meter, self.output
-        pieces: list[Any] = []
-        add = pieces.append
-        proof = waiting = count = 0
-        maps: dict[int, tuple[Any, Any]] = {}
-        for source, start, length in picks.rows():
-            pair = maps.get(source)
-            if pair is None:
-                pair = maps[source] = sources.map(source), sources.view(source)
-            piece = pair[length > VIEW_BYTES][start : start + length]
-            if len(piece) != length:
-                raise sources.cut(source)
-            proof += hash_128(piece)
-            add(piece)
-            waiting += length
-            count += 1
-            if waiting >= _JOIN_BYTES:
+        meter, output = self.meter, self.output
+        for chunk in picks.chunks():
+            if isinstance(chunk, Chunk):
+                pieces = sources.read(*chunk)
+                self.proof += total_of([hashes_of(pieces)])
                 output.copy(len(pieces), pieces)
-                pieces.clear()
-                sources.relax(waiting)
-                meter.samples += count
-                meter.read_bytes += waiting
-                waiting = count = 0
-        if pieces:
-            output.copy(len(pieces), pieces)
-        meter.samples += count
-        meter.read_bytes += waiting
-        self.proof += proof
+                meter.samples += len(pieces)
+                meter.read_bytes += sum(chunk.lengths)
+            else:
+                whole = xxh3_128()
+                for piece in sources.stream(*chunk):
+                    whole.update(piece)
+                    output.copy(0, [piece])
+                self.proof += whole.intdigest()
+                output.copied += 1
+                meter.samples += 1
+                meter.read_bytes += chunk[2]
 
     def _copy_renamed(self, sources: SpanSources, picks: Picks, position: int) -> None:
         """Write a sample under another key, since its own clashes with that of one before it."""
@@ -170,9 +187,7 @@ class CopyWriter:
 
     def _record(self, sources: SpanSources, source: int, start: int, length: int) -> Record:
         """Read one sample as a record."""
-        data = sources.map(source)[start : start + length]
-        if len(data) != length:
-            raise sources.cut(source)
+        data = sources.read_one(source, start, length)
         self.proof += xxh3_128_intdigest(data)
         self.meter.read_bytes += length
         return decode_span(data, sources.label(source), self.split, self.job.spec.max_member)

@@ -34,7 +34,7 @@ def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
     """
     job = task.job
     storage.configure(job.settings)
-    sources = SpanSources(task.sources, mapped=job.mapped, scratch=job.scratch, owner=job.job)
+    sources = SpanSources(task.sources, scratch=job.scratch, owner=job.job)
     picks = Picks(task.source, task.starts, task.lengths, task.stems, task.fields, task.fresh)
     try:
         if task.fresh is not None:
@@ -66,11 +66,8 @@ def _records(job: Job, sources: SpanSources, picks: Picks) -> Iterator[tuple[Rec
     """Read samples as records, with the hash of the range that each came from."""
     split, meter = key_function(job.spec.key_function), current()
     for source, start, length in picks.rows():
-        data = sources.map(source)[start : start + length]
-        if len(data) != length:
-            raise sources.cut(source)
+        data = sources.read_one(source, start, length)
         record = decode_span(data, sources.label(source), split, job.spec.max_member)
         record["__part__"] = sources.part(source)
         meter.read_bytes += length
-        sources.relax(length)
         yield record, xxh3_128_intdigest(data)

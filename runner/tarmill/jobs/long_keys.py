@@ -51,6 +51,10 @@ def _doubtful(order: Order, keys: NDArray[Any]) -> Iterator[tuple[int, int]]:
 
 def whole_key(source: Source, start: int, length: int, job: Job) -> bytes:
     """Read a sample and encode its sort key."""
-    data = SpanSources([source], mapped=job.mapped).map(0)[start : start + length]
+    sources = SpanSources([source])
+    try:
+        data = sources.read_one(0, start, length)
+    finally:
+        sources.release()
     record = decode_span(data, source.label, key_function(job.spec.key_function), job.spec.max_member)
     return cached_ordering(job.spec).full_key(record)

@@ -37,7 +37,6 @@ from tarmill.jobs.manifests import (
 )
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.scratch_files import MEMORY, release_memory
-from tarmill.jobs.span_sources import forget_sources
 from tarmill.planning.counts import Counts
 from tarmill.planning.cuts import Cuts
 from tarmill.planning.jobid import job_id
@@ -221,7 +220,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
     spill, scratch = _scratch_places(options, where, job)
-    facts, cores = _facts(spec, options, inputs, scratch), len(os.sched_getaffinity(0))
+    facts = _facts(spec, options, inputs, scratch)
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
@@ -243,7 +242,6 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
             scratch,
             where.removesuffix(f"_tarmill/{job}/"),
             seed,
-            not options.scheduler and plan.kind != "memory" and (options.workers or cores) > 1,
             settings,
         ),
         folder,
@@ -473,7 +471,6 @@ def clear_scratch(work: Reorder) -> None:
 
 
 def _release(work: Reorder) -> None:
-    forget_sources()
     release_memory()
 
 

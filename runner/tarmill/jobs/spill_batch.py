@@ -21,14 +21,14 @@ from tarmill.formats.samples import Record
 from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_header import BLOCK
 from tarmill.formats.tar_span import decode_span, encode_sample
-from tarmill.jobs.copy_writer import VIEW_BYTES, Picks
+from tarmill.jobs.copy_writer import Chunk, Picks
 from tarmill.jobs.group_values import group_member
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.ordering import cached_ordering
 from tarmill.jobs.reduce import make_combiner
 from tarmill.jobs.run_files import RunWriter, row_type
 from tarmill.jobs.scan import scan_shard
-from tarmill.jobs.span_sources import SpanSources, forget_sources
+from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.external_tasks import BatchDone, BatchTask
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import Job, ShardSpans, Source
@@ -90,7 +90,7 @@ class _Batch:
             np.concatenate([getattr(spans, name) for spans in shards])
             for name in ("starts", "lengths", "stems", "fields")
         )
-        self.sources = SpanSources([spans.source for spans in shards], mapped=job.mapped)
+        self.sources = SpanSources([spans.source for spans in shards])
         if isinstance(job.spec, SortSpec):
             self.keys: NDArray[Any] = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
         else:
@@ -120,7 +120,7 @@ class _Batch:
                     done.runs.append(writer.commit(rows, self.cut))
             finally:
                 writer.abort()
-        forget_sources()
+                self.sources.release()
         for spans in self.shards:
             if spans.scratch:
                 with suppress(NotFoundError):
@@ -132,25 +132,13 @@ class _Batch:
 
     def _copied(self, order: NDArray[np.int64], writer: RunWriter) -> NDArray[Any]:
         """Copy the ranges in order: the hot loop of this pass."""
-        meter, write, sources = current(), writer.write, self.sources
-        maps: dict[int, tuple[Any, Any]] = {}
-        passed = 0
+        meter, sources = current(), self.sources
         lengths = self.lengths[order].astype(np.int64) * BLOCK
         starts = self.starts[order].astype(np.int64) * BLOCK
-        picks = Picks(self.source[order], starts, lengths, lengths, lengths, None)
-        for source, start, length in picks.rows():
-            pair = maps.get(source)
-            if pair is None:
-                pair = maps[source] = sources.map(source), sources.view(source)
-            piece = pair[length > VIEW_BYTES][start : start + length]
-            if len(piece) != length:
-                raise sources.cut(source)
-            write(piece)
-            passed += length
-            if passed > 1 << 20:
-                sources.relax(passed)
-                meter.written_bytes += passed
-                passed = 0
+        for chunk in Picks(self.source[order], starts, lengths, lengths, lengths, None).chunks():
+            for piece in sources.read(*chunk) if isinstance(chunk, Chunk) else sources.stream(*chunk):
+                writer.write(piece)
+            meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
 
@@ -185,7 +173,7 @@ class _Batch:
             nonlocal proof_in
             for sample in samples:
                 source, start, length = (int(c[sample]) for c in (self.source, self.starts, self.lengths))
-                data = self.sources.map(source)[start * BLOCK : (start + length) * BLOCK]
+                data = self.sources.read_one(source, start * BLOCK, length * BLOCK)
                 proof_in += xxh3_128_intdigest(data)
                 record = decode_span(data, self.sources.label(source), split, spec.max_member)
                 record["__part__"] = self.sources.part(source)

@@ -50,9 +50,6 @@ class Job:
     folder: str
     """Folder of the outputs: what names in manifests are relative to."""
     seed: int
-    mapped: bool
-    """Whether local files are mapped into memory: not under Dask, which counts that as used memory, nor in the process
-    of the command itself, which a file that becomes shorter while it is copied would end."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 
