@@ -17,11 +17,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,10 @@ def held_to(limit: int) -> Iterator[Held]:
             try:
                 held.folder.rmdir()
                 break
-            except OSError:  # the last process is not gone yet
+            except OSError:  # someone stopped us, or the last process is not gone yet
+                for pid in (held.folder / "cgroup.procs").read_text().split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.1)
 
 
@@ -352,6 +356,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the batch; 1 when a bar is missed, 2 when a run failed or its result is wrong."""
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the control group and the outputs go too
     if options.source:
         write_page(options.write, json.loads(options.source.read_text()))
         return 0
