@@ -272,7 +272,8 @@ def test_a_sample_without_a_key_is_an_error_that_names_it(tmp_path: Path, plan: 
 def test_samples_without_a_key_are_bad_samples_that_may_be_skipped(tmp_path: Path, plan: str) -> None:
     report = sort(put(tmp_path, HOLES), tmp_path / "out-@.tar", plan=plan, keys="s:int", on_error="skip")
     assert keys_in(tmp_path / "out-@.tar") == ["c", "e", "a"]
-    assert report.counts.dropped == {"missing-key": 1, "unparsable-key": 1}
+    assert report.counts.dropped == {"missing-key-error": 1, "unparsable-key-error": 1}
+    assert report.counts.errors == 2
 
 
 @every_plan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from tarmill.errors import NoSpaceError, SpecError
 from tarmill.planning.reorder_plan import Facts, choose_plan
+from tarmill.values import replace
 
 GB = 10**9
 USUAL = Facts(

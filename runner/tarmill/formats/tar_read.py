@@ -238,20 +238,21 @@ class SampleReader:
                         after = pos + ((size + 1023) & ~511)
                         if front[:stem_length] == stem:
                             fresh = False
-                            name = front[stem_length:100]
+                            field = wanted.get(name := front[stem_length:100])
                         else:
                             fresh = True
                             # the first dot of the last part; 0, 47 and 95 are NUL, "/" and "_"
                             head, _, name = front[:100].partition(b".")
-                            if 47 in name:
+                            field = wanted.get(name)
+                            if field is None and 47 in name:  # in no name that was learned
                                 head, name = _split_dotted(front[:100])
+                                field = wanted.get(name)
                             if 0 in head or not head or head[-1] == 47 or (head[0] == 95 and head[:2] == b"__"):
                                 raise ValueError("for the key function to decide")
                             new_key = head.decode()
                             new_stem = head + b"."
                             if odd:
                                 self.at = window.base + pos + BLOCK
-                        field = wanted.get(name)
                         if field is not None:
                             if after > have:
                                 body = window.direct(pos + BLOCK, size, after)
@@ -331,11 +332,13 @@ class SampleReader:
                 members += 1
                 if fresh:
                     if record is not None:
-                        good = not odd or self._settle(record)
                         samples += 1
-                        if good:
+                        if not odd:
                             yield record
-                        self.fault, odd = None, self.stopped
+                        else:
+                            if self._settle(record):
+                                yield record
+                            self.fault, odd = None, self.stopped
                     key, stem, stem_length = new_key, new_stem, len(new_stem)
                     name_hash = hash(key if stem is NO_STEM else stem)
                     if name_hash in seen:
@@ -486,14 +489,15 @@ class SampleReader:
         if not self.fast:
             return NO_STEM
         stem = key.encode("utf-8", "surrogateescape") + b"."
-        plain = block_name.partition(b"\0")[0] == member.name and len(stem) < len(block_name)
+        name = block_name[len(stem) :]
+        plain = block_name.partition(b"\0")[0] == member.name and name and 47 not in name
         if plain and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
             if len(names) > _MAX_CACHED:
                 names.clear()
-            names[block_name[len(stem) :]] = field
+            names[name] = field
             if len(_known_names) < _MAX_NAMES:
-                _known_names[block_name[len(stem) :]] = field
+                _known_names[name] = field
         return stem
 
     def _doubled(self, key: str, field: str) -> None:

@@ -125,7 +125,7 @@ class _ValueReader(SampleReader):
                     new_stem = head + b"."
                     name_hash = hash(new_stem)
                     # as in `SampleReader.run`; 0, 47 and 95 are NUL, "/" and "_"
-                    if 47 in name or 0 in head or not head or head[-1] == 47 or head[0] == 95 or name_hash in seen:
+                    if bit is None or 0 in head or not head or head[-1] == 47 or head[0] == 95 or name_hash in seen:
                         break
                 else:
                     bit = bit_of(front[stem_length:100])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -43,7 +42,7 @@ from tarmill.jobs.manifests import (
 )
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.scratch_files import MEMORY, release_memory
-from tarmill.planning.counts import KEY_REASONS, Counts
+from tarmill.planning.counts import Counts
 from tarmill.planning.cuts import Cuts
 from tarmill.planning.jobid import job_id
 from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
@@ -145,8 +144,6 @@ class Reorder:
     def check_limit(self, counts: Counts, *, final: bool) -> bool:
         """Tell whether too many samples were left out because of errors."""
         limit = ErrorLimit.parse(self.spec.max_errors)
-        if isinstance(self.spec, SortSpec) and self.spec.missing == "drop":  # then a sample without a key is no error
-            counts = replace(counts, dropped=counts.dropped - Counter(dict.fromkeys(KEY_REASONS, counts.read)))
         if not limit.exceeded(counts, final=final):
             return False
         self.report.notes.append(limit.message(counts))

@@ -8,11 +8,8 @@ from typing import Any, Self
 from tarmill.formats.samples import Tally
 from tarmill.values import field, fields, valueclass
 
-KEY_REASONS = ("missing-key", "unparsable-key")
-"""Why a sort left samples out that have no key: an error, or on purpose, as its spec says."""
-
 _ON_PURPOSE = frozenset(
-    {"by-script", "by-where", "missing", "after-limit", "by-reduce", "not-first"}
+    {"by-script", "by-where", "missing", "after-limit", "missing-key", "unparsable-key", "by-reduce", "not-first"}
     | {"not-last", "duplicate", "merged", "counted", "not-joined"}
 )
 """Reasons for leaving a sample out that are no errors: somebody asked for it."""
