@@ -47,6 +47,9 @@ def make_command() -> click.Command:
 
 
 def _run(values: dict[str, Any]) -> None:
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy starts threads for linear algebra, of which there is none
     from tarmill.jobs.reorder import run
 
     options = ReorderOptions(**split_values(ReorderOptions, values))

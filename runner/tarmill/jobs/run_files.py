@@ -9,7 +9,7 @@ size: both parts are read by ranges, in the version that was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,20 +28,29 @@ class RunWriter:
 
     def __init__(self, url: str, owner: str) -> None:
         self.url = url
-        self.data_bytes = 0
+        self._written = 0
         self._stream = storage.open_write(url, owner=owner)
         self._pieces: list[Any] = []
         self._waiting = 0
 
-    def write(self, piece: Any) -> int:
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes of ranges there are so far."""
+        return self._written + self._waiting
+
+    def write(self, piece: bytes) -> int:
         """Append one range; where it begins."""
         start = self.data_bytes
-        self._pieces.append(piece)
-        self._waiting += len(piece)
-        self.data_bytes += len(piece)
-        if self._waiting >= _BLOCK_BYTES:
-            self._flush()
+        self.write_all([piece])
         return start
+
+    def write_all(self, pieces: Iterable[bytes]) -> None:
+        """Append ranges, or parts of one."""
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._waiting += len(piece)
+            if self._waiting >= _BLOCK_BYTES:
+                self._flush()
 
     def commit(self, rows: NDArray[Any], keys_cut: bool) -> Run:
         """Write the rows, which are in key order, and publish the file."""
@@ -71,6 +80,7 @@ class RunWriter:
         if self._pieces:
             self._stream.write_all(self._pieces)
             self._pieces.clear()
+            self._written += self._waiting
             self._waiting = 0
 
 

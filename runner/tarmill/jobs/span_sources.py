@@ -84,6 +84,11 @@ class SpanSources:
         for at in range(start, start + length, _PIECE_BYTES):
             yield self.read_one(number, at, min(_PIECE_BYTES, start + length - at))
 
+    def announce(self, number: int, start: int, length: int) -> None:
+        """Tell the kernel that a part of a source is wanted soon, in whatever order."""
+        with suppress(OSError):
+            os.posix_fadvise(self._fd(number), start, length, os.POSIX_FADV_WILLNEED)
+
     def verify(self) -> None:
         """Look whether all sources that were used are still what they were.
 

@@ -56,7 +56,7 @@ def spill_batch(task: BatchTask) -> BatchDone:
         batch.append(spans)
         held += int(spans.lengths.sum(dtype=np.int64)) * BLOCK
         if held >= task.batch_bytes or shard is task.shards[-1]:
-            _Batch(job, batch).write(f"{job.spill}run-{task.index:07d}-{len(done.runs):04d}", done)
+            _Batch(job, batch).write(task, done)
             batch, held = [], 0
     storage.write_bytes(batch_file(job.state, task.index), json.dumps(done.to_dict()).encode(), owner=job.job)
     return done
@@ -84,6 +84,7 @@ class _Batch:
     def __init__(self, job: Job, shards: list[ShardSpans]) -> None:
         self.job = job
         self.shards = shards
+        self.combines = isinstance(job.spec, SortSpec) and job.spec.combine
         counts = [len(spans.starts) for spans in shards]
         self.source = np.repeat(np.arange(len(shards), dtype=np.uint32), counts)
         self.starts, self.lengths, self.stems, self.fields = (
@@ -100,31 +101,50 @@ class _Batch:
         self.groups = np.concatenate(groups) if groups else None
         self.cut = any(spans.keys_cut for spans in shards)
 
-    def write(self, url: str, done: BatchDone) -> None:
-        """Write the run, note it, and remove the scratch copies that it came from."""
-        if len(self.starts):
-            order = order_of(self.keys)
-            if self.cut:
-                settle_long_keys(order, self.keys, self._span_of, self.job)
-            spec = self.job.spec
-            writer = RunWriter(url, self.job.job)
-            try:
-                if isinstance(spec, SortSpec) and spec.combine:
-                    rows = self._combined(order, writer, done)
-                else:
-                    rows = self._copied(order, writer)
-                    proof = sum(spans.raw_digest for spans in self.shards)
-                    done.proof = (done.proof + proof) & MASK_128
-                self.sources.verify()
-                if len(rows):
-                    done.runs.append(writer.commit(rows, self.cut))
-            finally:
-                writer.abort()
-                self.sources.release()
+    def write(self, task: BatchTask, done: BatchDone) -> None:
+        """Write the runs, note them, and remove the scratch copies that they came from."""
+        ends = np.cumsum(self.lengths, dtype=np.int64) * BLOCK
+        self.proof_in = 0
+        begin = 0
+        while begin < len(ends):
+            before = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + task.batch_bytes, "right")))
+            self._write_run(begin, end, f"{self.job.spill}run-{task.index:07d}-{len(done.runs):04d}", done)
+            begin = end
+        expected = sum(spans.raw_digest for spans in self.shards) & MASK_128
+        if not self.combines:
+            done.proof = (done.proof + expected) & MASK_128  # the last pass compares it with what comes out of the runs
+        elif self.proof_in & MASK_128 != expected:
+            label = self.shards[0].source.label
+            raise ChangedError(f"inputs near {label} have changed since their samples were found", url=label)
         for spans in self.shards:
             if spans.scratch:
                 with suppress(NotFoundError):
                     storage.delete(spans.source.path)
+
+    def _write_run(self, begin: int, end: int, url: str, done: BatchDone) -> None:
+        """Write one run of consecutive samples of the input."""
+        self._announce(begin, end)
+        order = begin + order_of(self.keys[begin:end])
+        if self.cut:
+            settle_long_keys(order, self.keys, self._span_of, self.job)
+        writer = RunWriter(url, self.job.job)
+        try:
+            rows = self._combined(order, writer, done) if self.combines else self._copied(order, writer)
+            self.sources.verify()
+            if len(rows):
+                done.runs.append(writer.commit(rows, self.cut))
+        finally:
+            writer.abort()
+            self.sources.release()
+
+    def _announce(self, begin: int, end: int) -> None:
+        """Have what is about to be read in random order read from the disk in one go."""
+        for source in range(int(self.source[begin]), int(self.source[end - 1]) + 1):
+            mine = np.flatnonzero(self.source[begin:end] == source) + begin
+            if len(mine):
+                start, last = int(self.starts[mine[0]]), int(self.starts[mine[-1]]) + int(self.lengths[mine[-1]])
+                self.sources.announce(source, start * BLOCK, (last - start) * BLOCK)
 
     def _span_of(self, sample: int) -> tuple[Source, int, int]:
         source = self.shards[int(self.source[sample])].source
@@ -136,8 +156,8 @@ class _Batch:
         lengths = self.lengths[order].astype(np.int64) * BLOCK
         starts = self.starts[order].astype(np.int64) * BLOCK
         for chunk in Picks(self.source[order], starts, lengths, lengths, lengths, None).chunks():
-            for piece in sources.read(*chunk) if isinstance(chunk, Chunk) else sources.stream(*chunk):
-                writer.write(piece)
+            pieces = sources.read(*chunk) if isinstance(chunk, Chunk) else sources.stream(*chunk)
+            writer.write_all(pieces)
             meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
@@ -166,15 +186,14 @@ class _Batch:
         kept: list[int] = []
         offsets: list[int] = []
         lengths: list[int] = []
-        proof_in = proof_out = 0
+        proof_out = 0
         split = key_function(spec.key_function)
 
         def read(samples: list[int]) -> Iterator[Record]:
-            nonlocal proof_in
             for sample in samples:
                 source, start, length = (int(c[sample]) for c in (self.source, self.starts, self.lengths))
                 data = self.sources.read_one(source, start * BLOCK, length * BLOCK)
-                proof_in += xxh3_128_intdigest(data)
+                self.proof_in += xxh3_128_intdigest(data)
                 record = decode_span(data, self.sources.label(source), split, spec.max_member)
                 record["__part__"] = self.sources.part(source)
                 places[id(record)] = sample
@@ -194,9 +213,6 @@ class _Batch:
                 kept.append(places.get(id(record), samples[0]))
                 offsets.append(writer.write(data))
                 lengths.append(len(data))
-        if proof_in & MASK_128 != sum(spans.raw_digest for spans in self.shards) & MASK_128:
-            label = self.shards[0].source.label
-            raise ChangedError(f"inputs near {label} have changed since their samples were found", url=label)
         done.counts.dropped += combiner.dropped
         done.counts.added += combiner.added
         done.proof = (done.proof + proof_out) & MASK_128

@@ -125,7 +125,8 @@ def _choice(facts: Facts) -> tuple[str, str]:
 def _external(facts: Facts, why: str, size: int) -> Plan:
     memory = max(64 << 20, facts.memory_bytes // max(1, facts.workers))
     copies = 0 if facts.local else 1
-    batch = max(32 << 20, min(4 << 30, 4 * memory, facts.scratch_bytes // (3 * max(1, facts.workers))))
+    # a batch is read twice and written once, and a container counts cached pages too: a quarter each, and some room
+    batch = max(16 << 20, min(1 << 30, memory // 4, facts.scratch_bytes // (3 * max(1, facts.workers))))
     needed = size + copies * min(batch, size) * facts.workers
     if needed > facts.scratch_bytes and facts.plain and not facts.streams:
         raise NoSpaceError(
@@ -134,8 +135,7 @@ def _external(facts: Facts, why: str, size: int) -> Plan:
             needed_bytes=needed,
             free_bytes=facts.scratch_bytes,
         )
-    bucket = max(8 << 20, min(memory, 1 << 30))
-    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, bucket)
+    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, batch)
 
 
 def _mb(size: int) -> str:
