@@ -29,7 +29,7 @@ from tarmill.planning.tasks import ShardDone
 from tarmill.spec import SortSpec
 from tarmill.values import valueclass
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 256 << 10
 
 
 class _GroupWriter:
