@@ -6,7 +6,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from tarmill.jobs.run_files import joined_column, read_rows
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.cuts import Cuts
-from tarmill.planning.external_tasks import BucketTask, Run
+from tarmill.planning.external_tasks import BucketTask, Located, Run
 from tarmill.planning.span_tasks import Job, Output, Source
 from tarmill.planning.tasks import ShardDone
 from tarmill.values import valueclass
@@ -38,7 +38,7 @@ class Places:
     """Where each bucket begins in each run, and in the global order; a small file that the tasks read parts of.
 
     Layout: for each bucket, and for the end behind the last, 64-bit integers: samples before it, bytes before it, then
-    for each run its row and its offset there.
+    for each run its row and its offset there, and the hash of its rows in this bucket.
     """
 
     def __init__(self, url: str, runs: int) -> None:
@@ -46,18 +46,40 @@ class Places:
         self._runs = runs
 
     @staticmethod
-    def pack(first_sample: NDArray[Any], first_byte: NDArray[Any], rows: NDArray[Any], offsets: NDArray[Any]) -> bytes:
-        """Lay out the places; `rows` and `offsets` have a line for each bucket and the end, a column for each run."""
-        return np.column_stack([first_sample, first_byte, rows, offsets]).astype("<i8").tobytes()
+    def pack(located: Sequence[Located]) -> bytes:
+        """Lay out the places that were found in each run, in the order of the runs."""
+        rows, offsets, hashes = (
+            np.array([getattr(found, name) for found in located], np.uint64).T for name in ("rows", "offsets", "hashes")
+        )
+        return np.column_stack([rows.sum(axis=1), offsets.sum(axis=1), rows, offsets, hashes]).astype("<u8").tobytes()
 
-    def read(self, bucket: int) -> tuple[int, int, list[tuple[int, int]], list[tuple[int, int]]]:
-        """Give a bucket's first sample, first byte, and for each run (begin, end) of its rows and of its data."""
-        width = (2 + 2 * self._runs) * 8
+    def read(self, bucket: int) -> Place:
+        """Give the place of a bucket."""
+        runs = self._runs
+        width = (2 + 3 * runs) * 8
         (data,) = storage.read_ranges(self._url, [(bucket * width, 2 * width)])
-        here, there = np.frombuffer(data, "<i8").reshape(2, -1).tolist()
-        middle = 2 + self._runs
-        rows = list(zip(here[2:middle], there[2:middle], strict=True))
-        return here[0], here[1], rows, list(zip(here[middle:], there[middle:], strict=True))
+        here, there = np.frombuffer(data, "<u8").reshape(2, -1).tolist()
+        rows, ranges, hashes = slice(2, 2 + runs), slice(2 + runs, 2 + 2 * runs), slice(2 + 2 * runs, None)
+        return Place(
+            here[0],
+            here[1],
+            list(zip(here[rows], there[rows], strict=True)),
+            list(zip(here[ranges], there[ranges], strict=True)),
+            here[hashes],
+        )
+
+
+class Place(NamedTuple):
+    """Where a bucket is."""
+
+    first_sample: int
+    first_byte: int
+    rows: list[tuple[int, int]]
+    """(begin, end) in each run."""
+    data: list[tuple[int, int]]
+    """The same of its data."""
+    hashes: list[int]
+    """Of its rows in each run."""
 
 
 @valueclass(frozen=False)
@@ -148,15 +170,18 @@ class Walk:
         """
         self.release()
         task = self.task
-        first_sample, first_byte, rows, data = self.places.read(number)
-        pieces = [read_rows(run, *where) for run, where in zip(task.runs, rows, strict=True)]
+        place = self.places.read(number)
+        pieces = [
+            read_rows(run, *where, expected)
+            for run, where, expected in zip(task.runs, place.rows, place.hashes, strict=True)
+        ]
         counts = [len(piece) for piece in pieces]
         run = np.repeat(np.arange(len(pieces), dtype=np.uint32), counts)
         keys, starts, lengths = (joined_column(pieces, name) for name in ("key", "offset", "length"))
         cut = any(item.keys_cut for item in task.runs)
         near = (rows_only and not cut) or all(storage.scheme_of(item.url) == "file" for item in task.runs)
-        sources, scratch = _sources(task.job, task.runs, [] if near else data, f"bucket-{task.index}-{number}")
-        starts = starts - np.repeat(np.array([shift for _, shift in sources], np.uint64), counts)
+        sources, scratch = _sources(task.job, task.runs, [] if near else place.data, f"bucket-{task.index}-{number}")
+        starts = starts.astype(np.int64) - np.repeat(np.array([shift for _, shift in sources], np.int64), counts)
         known = [source for source, _ in sources]
         order = order_of(keys)
         if cut:
@@ -170,7 +195,7 @@ class Walk:
         fresh = runs_of(groups) if groups is not None else None
         picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
         opened = SpanSources(known)
-        self.current = Bucket(first_sample, first_byte, picks, shards, groups, opened, scratch)
+        self.current = Bucket(place.first_sample, place.first_byte, picks, shards, groups, opened, scratch)
         return self.current
 
     def lengths(self, number: int) -> NDArray[Any]:
@@ -181,7 +206,7 @@ class Walk:
 
     def last_group_before(self, number: int) -> int | None:
         """Give the group of the last sample of all buckets before this one; None for the first."""
-        _, _, rows, _ = self.places.read(number)
+        rows = self.places.read(number).rows
         last = [
             (index, read_rows(run, begin - 1, begin)[0])
             for index, (run, (begin, _)) in enumerate(zip(self.task.runs, rows, strict=True))
@@ -276,8 +301,8 @@ class _Copying:
 
     def _full(self, output: Output, following: int) -> bool:
         """Tell whether a shard ends before the bucket that follows."""
-        first_sample, first_byte, _, _ = self.walk.places.read(following)
-        return output.end <= (first_sample if self.task.unit == "samples" else first_byte)
+        place = self.walk.places.read(following)
+        return output.end <= (place.first_sample if self.task.unit == "samples" else place.first_byte)
 
 
 def _nothing() -> None:

@@ -188,7 +188,8 @@ def _take_pointer(found: JobLeftovers, facts: dict[str, Any]) -> None:
         url = f"{found.folder}_tarmill/{name}"
         with suppress(StorageError):
             if storage.read_bytes(url).strip() == found.job.encode():
-                found.files.insert(0, _leftover(url))
+                seen = storage.stat(url)
+                found.files.insert(0, Leftover(url, seen.size_bytes or 0, seen.mtime_s or 0.0))
 
 
 def _is_last(file: Leftover) -> bool:

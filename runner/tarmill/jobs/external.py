@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tarmill.jobs.bucket import Places, Walk, outputs_without_group, write_bucke
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather_tasks import cuts_exactly, run_gather
 from tarmill.jobs.reorder import Reorder
-from tarmill.jobs.run_files import read_rows
+from tarmill.jobs.run_files import hash_of_rows, read_rows
 from tarmill.jobs.spill_batch import batch_file, load_batch, spill_batch
 from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts
 from tarmill.planning.external_tasks import BatchDone, BatchTask, BucketTask, Located, LocateTask, Run
@@ -114,16 +115,19 @@ def _check_scratch(work: Reorder, done: Mapping[int, BatchDone]) -> None:
 def locate(task: LocateTask) -> Located:
     """Find the splitters in one run; the function that engines run."""
     storage.configure(task.job.settings)
-    rows = read_rows(task.run, 0, task.run.samples)
+    rows = read_rows(task.run, 0, task.run.samples, task.run.rows_hash)
     places = rows_at(np.ascontiguousarray(rows["key"]), task.index, task.splitters)
     offsets = [int(rows["offset"][row]) if row < len(rows) else task.run.data_bytes for row in places]
-    return Located(task.index, places, offsets)
+    hashes = [hash_of_rows(rows[begin:end]) for begin, end in pairwise(places)]
+    return Located(task.index, places, offsets, [*hashes, 0])
 
 
 def _locate(work: Reorder, engine: Engine, runs: Sequence[Run]) -> list[Located] | None:
     splitters = tuple(choose_splitters(runs, work.plan.bucket_bytes))
     if not splitters:
-        return [Located(index, [0, run.samples], [0, run.data_bytes]) for index, run in enumerate(runs)]
+        return [
+            Located(index, [0, run.samples], [0, run.data_bytes], [run.rows_hash, 0]) for index, run in enumerate(runs)
+        ]
     tasks = [LocateTask(index, work.job, run, splitters) for index, run in enumerate(runs)]
     work.listener.stage("splitting", len(tasks), None)
     found: dict[int, Located] = {}
@@ -147,7 +151,7 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
     work.samples = sum(run.samples for run in runs)
     url = f"{work.job.state}places.bin"
     work.scratch_files.add(url)
-    storage.write_bytes(url, Places.pack(first_sample, first_byte, rows, offsets), owner=work.job.job)
+    storage.write_bytes(url, Places.pack(located) if located else b"", owner=work.job.job)
     frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
     size = sum(run.data_bytes for run in runs)
     if cuts_exactly(work):
@@ -162,6 +166,8 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
     begins = first_sample if cuts.unit == "samples" else first_byte
     if frame.inputs and not work.count_is_asked:
         cuts = _without_empty(work, engine, frame, cuts, begins)
+        if work.report.failures:
+            return
     work.name_outputs(cuts)
     tasks = _bucket_tasks(frame, cuts, begins, work.outputs, work.done)
     run_gather(work, engine, "second pass", write_bucket, tasks, work.take, size)
@@ -175,7 +181,7 @@ def _without_empty(work: Reorder, engine: Engine, frame: BucketTask, cuts: Cuts,
     with closing(run_tasks(engine, outputs_without_group, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
             if outcome.error is not None:
-                raise outcome.error
+                work.fail(outcome.task.index, storage.mask(work.job.spill), outcome.error)
             empty[outcome.result or []] = True
     return cuts.without(empty)
 

@@ -245,6 +245,8 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
+    elif plan.kind == "local" and options.scheduler:
+        scratch = spill  # what one worker copies another one reads
     seed = int(getattr(spec, "seed", "") or str(int(job, 16))) % (1 << 64)
     report = Report(kind, job, len(inputs), storage.mask(spec.output), storage.mask(manifest_url(out)))
     work = Reorder(
@@ -321,7 +323,7 @@ def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str,
     """Choose where run files go, which all workers must reach, and where a worker keeps its own copies."""
     if options.scratch_dir:
         place = f"{os.path.abspath(options.scratch_dir)}/tarmill-{job}/"
-        return place, place
+        return (f"{state}spill/" if options.scheduler else place), place
     if storage.scheme_of(state) == "file":
         return f"{state}spill/", f"{state}spill/"
     import tempfile
@@ -402,7 +404,8 @@ def _begin(work: Reorder) -> None:
     withdraw(work.manifest)
     places = sorted({work.job.spill, work.job.scratch} - {MEMORY})
     name = pointer.rpartition("/")[2]
-    facts = {"kind": work.kind, "output": storage.mask(spec.output), "scratch": places, "pointer": name}
+    masked = [storage.mask(place) for place in places]
+    facts = {"kind": work.kind, "output": storage.mask(spec.output), "scratch": masked, "pointer": name}
     work.folder.begin(facts)
     storage.write_bytes(pointer, job.encode(), owner=job)
 

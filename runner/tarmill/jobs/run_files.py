@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from tarmill import storage
 from tarmill.errors import ChangedError
@@ -70,6 +71,7 @@ class RunWriter:
             int(rows["length"].max()),
             _key(rows["key"][-1]),
             int(rows["length"][-1]),
+            hash_of_rows(rows),
         )
 
     def abort(self) -> None:
@@ -110,8 +112,18 @@ def row_type(key: NDArray[Any], *, long: bool, groups: bool) -> np.dtype[Any]:
     return np.dtype([*columns, ("fields", "<u4"), ("shard", "<u4"), *([("group", "<u8")] if groups else [])])
 
 
-def read_rows(run: Run, begin: int, end: int) -> NDArray[Any]:
+def hash_of_rows(rows: NDArray[Any]) -> int:
+    """Hash rows: they decide over the order, of which the proof of a job says nothing."""
+    return xxh3_64_intdigest(rows.tobytes())
+
+
+def read_rows(run: Run, begin: int, end: int, expected: int | None = None) -> NDArray[Any]:
     """Read some rows of a run.
+
+    Args:
+        run: the run.
+        begin, end: which rows.
+        expected: their `hash_of_rows`, where it is known.
 
     Raises:
         ChangedError: the run file is not the one that was written.
@@ -125,6 +137,14 @@ def read_rows(run: Run, begin: int, end: int) -> NDArray[Any]:
     if len(rows) != end - begin:
         shown = storage.mask(run.url)
         raise ChangedError(f"run file {shown} is shorter than it was written; run the command again", url=shown)
+    if expected is not None and hash_of_rows(rows) != expected:
+        shown = storage.mask(run.url)
+        raise ChangedError(
+            f"run file {shown}: its rows {begin} to {end} were damaged, on the way or where they are stored; run the "
+            "command again, and if it stays, after `tarmill clean` of the job",
+            url=shown,
+            retryable=True,
+        )
     return rows
 
 

@@ -70,7 +70,8 @@ def batch_file(state: str, index: int) -> str:
 def load_batch(task: BatchTask) -> BatchDone | None:
     """Read how a batch of this job ended, if it has, and its runs are still there as they were written."""
     try:
-        done = BatchDone.from_dict(json.loads(storage.read_bytes(batch_file(task.job.state, task.index))))
+        found = json.loads(storage.read_bytes(batch_file(task.job.state, task.index)))
+        done = BatchDone.from_dict(found, task.job.spill)
         intact = all(storage.stat(run.url).version == run.version for run in done.runs)
     except (StorageError, ValueError, KeyError, TypeError):
         return None

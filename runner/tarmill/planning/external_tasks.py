@@ -38,21 +38,25 @@ class Run:
     last_key: Key
     last_bytes: int
     """Of the last sample."""
+    rows_hash: int
+    """Of all rows (`run_files.hash_of_rows`)."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give JSON-able values."""
+        """Give JSON-able values; the URL without its folder, which may hold a password."""
         found: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         found["marks"] = [[_to_json(mark.key), mark.row, mark.size_bytes] for mark in self.marks]
         found["last_key"] = _to_json(self.last_key)
+        found["url"] = self.url.rpartition("/")[2]
         return found
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` gave; KeyError, TypeError or ValueError for anything else."""
+    def from_dict(cls, values: dict[str, Any], folder: str) -> Self:
+        """Read what `to_dict` gave, of a run in that folder; KeyError, TypeError or ValueError for anything else."""
         marks = tuple(Mark(_from_json(key), row, size) for key, row, size in values["marks"])
         row_type = tuple((name, kind) for name, kind in values["row_type"])
         last = _from_json(values["last_key"])
-        return cls(**{**values, "marks": marks, "row_type": row_type, "last_key": last})
+        url = folder + values["url"]
+        return cls(**{**values, "url": url, "marks": marks, "row_type": row_type, "last_key": last})
 
 
 def _to_json(key: Key) -> int | str:
@@ -107,9 +111,9 @@ class BatchDone:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` gave; KeyError, TypeError or ValueError for anything else."""
-        runs = [Run.from_dict(run) for run in values["runs"]]
+    def from_dict(cls, values: dict[str, Any], folder: str) -> Self:
+        """Read what `to_dict` gave, of runs in that folder; KeyError, TypeError or ValueError for anything else."""
+        runs = [Run.from_dict(run, folder) for run in values["runs"]]
         counts = Counts.from_dict(values["counts"])
         digest, proof = int(values["digest"], 16), int(values["proof"], 16)
         return cls(values["index"], tuple(values["shards"]), counts, runs, values["members"], digest, proof)
@@ -146,6 +150,8 @@ class Located:
     index: int
     rows: list[int]
     offsets: list[int]
+    hashes: list[int]
+    """Of the rows in each bucket, and 0 for the end."""
 
 
 @valueclass

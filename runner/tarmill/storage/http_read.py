@@ -169,7 +169,7 @@ class HttpBody:
         try:
             response = exchange("GET", self._url, self._settings, headers=headers, accept=_BODY)
         except ChangedError:
-            self._changed("If-Match")
+            self._changed("another version")
         try:
             self._take_over(response)
         except BaseException:
