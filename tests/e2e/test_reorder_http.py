@@ -42,9 +42,6 @@ QUICK = storage.StorageSettings(
     retry_budget_s=60, backoff_first_s=0.001, backoff_most_s=0.01, connect_timeout_s=10, read_timeout_s=1
 )
 PLANS = ["memory", "external"]
-spills = pytest.mark.xfail(
-    strict=True, raises=(JobFailed, AssertionError), reason="offsets into what was fetched of a second run are negative"
-)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +267,6 @@ def test_a_job_that_was_stopped_is_not_resumed_with_an_input_that_was_replaced_s
 # On a cluster, over the store
 
 
-@spills
 @pytest.mark.parametrize(
     ("name", "extension"),
     [
@@ -310,7 +306,6 @@ def test_a_cluster_spills_to_the_web_server_and_fetches_parts_by_ranges(
         assert requests(web, root, "PUT", "_tarmill/.*/spill/piece-[^ ]*")
 
 
-@spills
 @pytest.mark.parametrize("seed", [3, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(4, 14))])
 @pytest.mark.parametrize("name", ["shuffle", "count exactly"])
 def test_faults_on_all_ways_of_a_cluster_give_the_same_bytes(
@@ -341,7 +336,6 @@ def test_faults_on_all_ways_of_a_cluster_give_the_same_bytes(
     assert_only_results(root)
 
 
-@spills
 @pytest.mark.parametrize(
     ("victims", "others"),
     [("copy-0000002.tar", "copy-0000000.tar"), ("bucket-1-1.dat", "bucket-0-0.dat")],
@@ -368,7 +362,6 @@ def test_killing_one_of_two_workers_costs_its_task_alone(
     assert {name for name, count in cluster.begun().items() if count > 1} == {victims}
 
 
-@spills
 @pytest.mark.parametrize("name", ["shuffle", "count exactly"])
 def test_a_job_that_was_stopped_between_its_passes_goes_on_from_what_the_server_has(
     web: nginx.Nginx,
@@ -394,7 +387,6 @@ def test_a_job_that_was_stopped_between_its_passes_goes_on_from_what_the_server_
     assert_only_results(root)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="clean looks for the job's pointer among files")
 def test_an_abandoned_job_is_cleaned_up_on_the_server(
     web: nginx.Nginx, root: Path, tmp_path: Path, cluster: HoldingCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,12 +409,10 @@ DAMAGE = [
     pytest.param(
         lambda data_bytes: data_bytes + 7,
         id="the key of a sample",
-        marks=pytest.mark.xfail(strict=True, reason="the proof does not see the order, and rows of runs have no hash"),
     ),
 ]
 
 
-@spills
 @pytest.mark.parametrize("place", DAMAGE)
 def test_a_run_file_that_was_damaged_unseen_gives_no_wrong_data_set(
     web: nginx.Nginx,
@@ -454,7 +444,6 @@ def test_a_run_file_that_was_damaged_unseen_gives_no_wrong_data_set(
     assert bytes_of(root) == wanted
 
 
-@spills
 def test_a_run_file_that_was_written_again_is_told_and_its_batch_alone_done_again(
     web: nginx.Nginx, root: Path, tmp_path: Path, cluster: HoldingCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,7 +469,6 @@ def test_a_run_file_that_was_written_again_is_told_and_its_batch_alone_done_agai
     assert_only_results(root)
 
 
-@pytest.mark.xfail(strict=True, reason="manifests of batches, and job.json, hold the URL as it was given")
 def test_passwords_in_urls_work_and_are_found_nowhere(
     web: nginx.Nginx, root: Path, tmp_path: Path, cluster: HoldingCluster
 ) -> None:
