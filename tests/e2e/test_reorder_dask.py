@@ -14,12 +14,12 @@ from support.maps import Running, bytes_of, command, finished_shards, leftovers,
 from support.reorder_runs import (
     JOBS,
     MARK,
-    SHARDS,
     Clusters,
     HoldingCluster,
     cut_small,
     put_data,
     record_traffic,
+    runs_of,
     small_command,
     source_of,
 )
@@ -71,7 +71,7 @@ def test_dask_gives_the_bytes_of_one_process_and_moves_no_sample_itself(
     assert bytes_of(data / "dask") == bytes_of(data / "alone")
     assert report.digest == alone.digest
     if plan == "external":
-        assert traffic.runs == SHARDS * len(JOBS[name][1])
+        assert traffic.runs == runs_of(name)
         assert traffic.buckets >= 4
         assert set(cluster.begun("run-*").values()) == {1}
     else:
@@ -145,7 +145,7 @@ def job_in(folder: Path) -> str:
 
 
 KILLS = {
-    "a batch, between its runs": ("shuffle", "external", "run-0000001-0001", "run-0000000-0001", "run-0000001-*"),
+    "a batch, between its runs": ("shuffle", "external", "run-0000001-0001", "run-0000000-0001", "run-0000001-000[01]"),
     "a batch of a sort": ("merge", "external", "run-0000001-0000", "run-0000000-0001", "run-0000001-0000"),
     "a bucket": ("shuffle", "external", "out-000002.tar", "out-000000.tar", "out-000002.tar"),
     "a bucket of groups": ("merge", "external", "out-000002.tar", "out-000000.tar", "out-000002.tar"),
@@ -153,9 +153,10 @@ KILLS = {
     "writing": ("shuffle", "local", "out-000001.tar", "out-000000.tar", "out-000001.tar"),
     "a reduce": ("merge", "local", "out-000001.tar", "out-000000.tar", "out-000001.tar"),
 }
+LONG = {"a batch of a sort", "a bucket", "a scan"}
 
 
-@pytest.mark.parametrize("where", KILLS)
+@pytest.mark.parametrize("where", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in KILLS])
 def test_killing_one_of_two_workers_costs_its_task_alone(cluster: HoldingCluster, data: Path, where: str) -> None:
     name, plan, victims, others, twice = KILLS[where]
     job = Killed(data, name, plan, cluster)
@@ -174,7 +175,7 @@ def test_killing_one_of_two_workers_costs_its_task_alone(cluster: HoldingCluster
     assert set(cluster.published(victims).values()) == {1}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_driver_that_stops_or_dies_leaves_what_a_rerun_completes(
     cluster: HoldingCluster, data: Path, number: int
 ) -> None:

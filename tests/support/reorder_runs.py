@@ -68,6 +68,11 @@ def put_data(folder: Path, extension: str = "tar") -> None:
                 path.unlink()
 
 
+def runs_of(name: str) -> int:
+    """Count the runs that a job writes after `cut_small`: each half a shard of images, or more than one of captions."""
+    return sum({"images": 8, "captions": 4}[part] for part in JOBS[name][1])
+
+
 def source_of(name: str, where: str | Path = "", extension: str = "tar") -> str:
     """Name the inputs of a job, which lie in a folder."""
     folder = f"{where}/" if where else ""
@@ -126,8 +131,8 @@ if not hasattr(sys, "watched_by_tests"):  # Dask may load this twice
 def cut_small(put: Callable[[Any, str, Any], None]) -> None:
     """Let a job of this process make many tasks, runs and buckets of a few hundred KB.
 
-    Workers learn all of it from their tasks: two input shards are a batch of two runs, and there are about seven
-    buckets. Stands for itself, since its source is also the beginning of commands.
+    Workers learn all of it from their tasks: two shards of images are a batch of four runs, two of captions a batch
+    of two runs, and there are about seven buckets. Stands for itself: its source is also the beginning of commands.
     """
     from tarmill.jobs import external, gather_tasks, reorder, reorder_local
     from tarmill.planning.cuts import grouped
@@ -135,7 +140,7 @@ def cut_small(put: Callable[[Any, str, Any], None]) -> None:
     from tarmill.values import replace
 
     def plan_of(asked: str, facts: Facts) -> Plan:
-        return replace(choose_plan(asked, facts), batch_bytes=1, bucket_bytes=max(1, facts.plain_bytes // 7))
+        return replace(choose_plan(asked, facts), batch_bytes=40_000, bucket_bytes=max(1, facts.plain_bytes // 7))
 
     def pairs(sizes: Any, least_bytes: int) -> list[tuple[int, int]]:
         return [(at, min(at + 2, len(sizes))) for at in range(0, len(sizes), 2)]
