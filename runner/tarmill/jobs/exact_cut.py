@@ -14,7 +14,7 @@ from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.gather import gather
 from tarmill.jobs.gather_tasks import Samples, gather_tasks, run_gather, totals_of
 from tarmill.jobs.reduce_writer import PieceDone, load_piece, piece_file
-from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.report import Failure
 from tarmill.jobs.scratch_files import MEMORY
 from tarmill.planning.cuts import Cuts, plan_cuts, task_bytes

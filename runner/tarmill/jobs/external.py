@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from tarmill import storage
 from tarmill.engine.base import Engine
 from tarmill.errors import NoSpaceError
-from tarmill.jobs.bucket import Places, Walk, outputs_without_group, write_bucket
+from tarmill.jobs.bucket import outputs_without_group, write_bucket
+from tarmill.jobs.bucket_walk import Places, Walk
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather_tasks import cuts_exactly, run_gather
-from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.run_files import hash_of_rows, read_rows
 from tarmill.jobs.spill_batch import batch_file, load_batch, spill_batch
 from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts

@@ -14,7 +14,7 @@ from tarmill.engine.base import Engine
 from tarmill.formats.span_order import Order
 from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.drive import run_tasks
-from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.planning.cuts import Cuts, Totals, grouped, task_bytes
 from tarmill.planning.span_tasks import GatherTask, Job, Output, Source
 from tarmill.spec import SortSpec

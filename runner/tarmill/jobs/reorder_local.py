@@ -14,7 +14,7 @@ from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_
 from tarmill.jobs.gather import gather
 from tarmill.jobs.gather_tasks import Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
 from tarmill.jobs.long_keys import settle_long_keys
-from tarmill.jobs.reorder import Reorder
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.scan import scan_shards
 from tarmill.jobs.scan_columns import load_scan, scan_file
 from tarmill.planning.cuts import grouped, plan_cuts, task_bytes

@@ -1,0 +1,178 @@
+"""What a shuffle or sort decides before it begins: inputs pinned, options and scripts checked, a plan chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from tarmill import storage
+from tarmill.errors import (
+    SpecError,
+)
+from tarmill.formats.codec_write import check_level
+from tarmill.formats.compression import codec_for
+from tarmill.formats.shards import ShardPattern
+from tarmill.jobs import resources
+from tarmill.jobs.drive import from_anywhere, settings_of
+from tarmill.jobs.inputs import find_shards, manifest_url, refuse_inputs
+from tarmill.jobs.listener import Listener
+from tarmill.jobs.manifests import (
+    JobFolder,
+)
+from tarmill.jobs.reorder_job import Reorder
+from tarmill.jobs.report import Report
+from tarmill.jobs.scratch_files import MEMORY
+from tarmill.planning.jobid import job_id
+from tarmill.planning.reorder_plan import Facts, choose_plan
+from tarmill.planning.span_tasks import InputShard, Job
+from tarmill.spec import ReorderOptions, ReorderSpec, ShuffleSpec, SortSpec, kind_of
+from tarmill.values import replace
+
+_SHARE_OF_MEMORY = 2
+"""Half of what is free is used when nothing is said."""
+
+
+def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> Reorder:
+    """Resolve patterns, pin inputs, check options and scripts, choose a plan and tell it.
+
+    Raises:
+        UsageError: it cannot be carried out as asked for, or the outputs belong to another job.
+        StorageError: an input cannot be looked at.
+    """
+    settings = settings_of(options)
+    if isinstance(spec, SortSpec):
+        _check_sort(spec)
+    if isinstance(spec, ShuffleSpec) and spec.seed == "random":
+        import secrets
+
+        spec = replace(spec, seed=str(secrets.randbits(63)))
+    kind = kind_of(spec).name
+    pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
+    _check_output(spec, out)
+    parts = pattern.parts
+    shards = [(part, shard) for part, piece in enumerate(parts) for shard in find_shards(piece)]
+    inputs = [
+        InputShard(ordinal, part, replace(shard, url=from_anywhere(shard.url)))
+        for ordinal, (part, shard) in enumerate(shards)
+    ]
+    if not out.is_open:
+        refuse_inputs([found.shard for found in inputs], out.expand(), spec.output)
+    job = job_id(kind, spec, [shard for _, shard in shards], [storage.mask(spec.output)])
+    folder = JobFolder(out.folder, job)
+    where = from_anywhere(folder.url)
+    spill, scratch = _scratch_places(options, where, job)
+    facts = _facts(spec, options, inputs, scratch)
+    plan = choose_plan(options.plan, facts)
+    if plan.kind == "memory":
+        spill = scratch = MEMORY
+    elif plan.kind == "local" and options.scheduler:
+        scratch = spill  # what one worker copies another one reads
+    seed = int(getattr(spec, "seed", "") or str(int(job, 16))) % (1 << 64)
+    report = Report(kind, job, len(inputs), storage.mask(spec.output), storage.mask(manifest_url(out)))
+    work = Reorder(
+        spec,
+        options,
+        kind,
+        inputs,
+        len(parts),
+        out,
+        Job(
+            job,
+            spec,
+            len(parts),
+            where,
+            spill,
+            scratch,
+            where.removesuffix(f"_tarmill/{job}/"),
+            seed,
+            settings,
+        ),
+        folder,
+        manifest_url(out),
+        plan,
+        listener,
+        report,
+    )
+    told = ""
+    if isinstance(spec, ShuffleSpec):
+        told = f", seed {seed}" if spec.seed else f", seed {seed} derived from inputs and options"
+    lines = [f"job {job}: {len(inputs)} input shards, {facts.input_bytes / 1e6:,.1f} MB, plan {plan.kind}{told}"]
+    lines += [*plan.lines(), f"first input: {inputs[0].shard.label}", f"output: {storage.mask(spec.output)}"]
+    listener.plan(report, None, lines)
+    return work
+
+
+def _check_sort(spec: SortSpec) -> None:
+    from tarmill.formats.sort_keys import parse_sort_keys
+    from tarmill.jobs.reduce import check_scripts, check_spec
+
+    parse_sort_keys(spec.keys)
+    parse_sort_keys(spec.group_by)
+    if spec.reduces:
+        check_spec(spec)
+    check_scripts(spec)
+
+
+def _check_output(spec: ReorderSpec, out: ShardPattern) -> None:
+    shown = storage.mask(spec.output)
+    if spec.output == "-" or out.needs_listing or out.list_files:
+        raise SpecError(
+            f"output {shown!r} names no shards; write 'out-@.tar', or a count as in 'out-@0100.tar'",
+            field="output",
+            value=shown,
+        )
+    if not out.is_open:
+        chosen = next((name for name in ("samples_per_shard", "shard_size") if getattr(spec, name)), "")
+        if chosen or spec.num_shards not in (0, out.count):
+            chosen = chosen or "num_shards"
+            raise SpecError(
+                f"output {shown!r} has {out.count} shards, and --{chosen.replace('_', '-')} decides about their number "
+                "too; leave the count open, as in 'out-@.tar'",
+                field="output",
+                value=shown,
+            )
+    example = out.with_count(1).expand()[0] if out.is_open else out.format(0)
+    check_level(codec_for(example), spec.level if spec.level >= 0 else None)
+    if not out.is_open and len(set(names := out.expand())) < len(names):
+        raise SpecError(
+            f"output {shown!r} names one shard twice; expected another name for each", field="output", value=shown
+        )
+
+
+def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str, str]:
+    """Choose where run files go, which all workers must reach, and where a worker keeps its own copies."""
+    if options.scratch_dir:
+        place = f"{os.path.abspath(options.scratch_dir)}/tarmill-{job}/"
+        return (f"{state}spill/" if options.scheduler else place), place
+    if storage.scheme_of(state) == "file":
+        return f"{state}spill/", f"{state}spill/"
+    import tempfile
+
+    local = f"{tempfile.gettempdir()}/tarmill-{job}/"
+    return (f"{state}spill/" if options.scheduler else local), local
+
+
+def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputShard], scratch: str) -> Facts:
+    free, total = resources.memory_bytes()
+    sizes = [found.shard.size_bytes for found in inputs]
+    plain = all(_looks_plain(found.shard.url) for found in inputs)
+    streams = any(found.shard.url == "-" for found in inputs)
+    local = plain and all(storage.scheme_of(found.shard.url) == "file" for found in inputs)
+    disk = resources.free_bytes(scratch)
+    return Facts(
+        input_bytes=sum(size or 0 for size in sizes),
+        plain=plain,
+        local=local,
+        streams=streams,
+        sample_bytes=resources.sample_bytes(inputs[0].shard) if local else 4096,
+        sorts=isinstance(spec, SortSpec),
+        memory_bytes=options.memory or free // _SHARE_OF_MEMORY,
+        physical_bytes=total,
+        scratch_bytes=min(options.scratch or disk, disk),
+        workers=1 if streams else options.workers or len(os.sched_getaffinity(0)),
+        cluster=bool(options.scheduler),
+    )
+
+
+def _looks_plain(url: str) -> bool:
+    return url.partition("?")[0].endswith(".tar")
