@@ -31,7 +31,7 @@ from support.reorders import AtStage, put_records, scratch_in
 
 from tarmill import storage
 from tarmill.errors import ChangedError, Interrupted, JobFailed
-from tarmill.jobs import reorder
+from tarmill.jobs import reorder, reorder_prepare
 from tarmill.jobs.report import Report
 from tarmill.spec import ReorderOptions, ShuffleSpec, SortSpec
 
@@ -75,7 +75,7 @@ def root(web: nginx.Nginx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setattr(tempfile, "tempdir", str(local))
     monkeypatch.setenv("TMPDIR", str(local))
     before = storage.current_settings()
-    monkeypatch.setattr(reorder, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
+    monkeypatch.setattr(reorder_prepare, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
     folder = web.root / tmp_path.name
     folder.mkdir()
     yield folder

@@ -41,7 +41,7 @@ from support.waiting import wait_for
 
 from tarmill import storage
 from tarmill.errors import ChangedError, JobFailed, OutputExistsError, TarmillError
-from tarmill.jobs import reorder
+from tarmill.jobs import reorder, reorder_prepare
 
 TOOLS = {"shuffle": shuffle, "sort": sort}
 every_tool = pytest.mark.parametrize("tool", TOOLS)
@@ -556,7 +556,7 @@ def root(web: nginx.Nginx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     before = storage.current_settings()
-    monkeypatch.setattr(reorder, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
+    monkeypatch.setattr(reorder_prepare, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
     folder = web.root / tmp_path.name
     put_shards(folder, 3, 20, 5000)
     yield folder

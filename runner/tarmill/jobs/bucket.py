@@ -19,6 +19,7 @@ from tarmill.formats.tar_span import decode_span
 from tarmill.jobs.bucket_walk import Bucket, Walk
 from tarmill.jobs.copy_writer import CopyWriter
 from tarmill.jobs.reduce_writer import PieceDone, PieceWriter, ReduceWriter, reduce_writer
+from tarmill.jobs.span_sources import forget_file
 from tarmill.planning.cuts import Cuts
 from tarmill.planning.external_tasks import BucketTask
 from tarmill.planning.span_tasks import Output
@@ -95,6 +96,7 @@ class _Copying:
                         ):
                             break
                     done.append(writer.commit(bucket.sources.verify if bucket is not None else _nothing))
+                    forget_file(output.url)
                     writer = None
                     left.pop(0)
                 number += 1
@@ -169,7 +171,9 @@ class _Reduction:
 
     def _close(self, writer: ReduceWriter | PieceWriter | None, output: Output) -> ShardDone | PieceDone:
         writer = writer or reduce_writer(self.task.job, output.number, output.url)
-        return writer.commit(self.bucket.sources.verify)
+        done = writer.commit(self.bucket.sources.verify)
+        forget_file(output.url)
+        return done
 
     def _groups(self) -> Iterator[tuple[int, Iterator[tuple[Record, int]]]]:
         """Give each group that begins from here on: its place in the global order, and its samples."""

@@ -86,6 +86,8 @@ class Bucket:
     """Hash of the group of each; None where nothing is reduced."""
     sources: SpanSources
     scratch: list[ScratchFile]
+    places: list[tuple[int, int, int]]
+    """Where its samples lie in local runs: source, first byte and number of bytes."""
 
     def positions(self, unit: str) -> NDArray[np.int64]:
         """Give the places of the samples in the global order, in samples or bytes."""
@@ -97,6 +99,8 @@ class Bucket:
 
     def release(self) -> None:
         """Close its files, and remove what was fetched for it."""
+        for place in self.places:
+            self.sources.forget(*place)
         self.sources.release()
         for copy in self.scratch:
             storage.delete(copy.path)
@@ -144,7 +148,21 @@ class Walk:
         fresh = runs_of(groups) if groups is not None else None
         picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
         opened = SpanSources(known)
-        self.current = Bucket(place.first_sample, place.first_byte, picks, shards, groups, opened, scratch)
+        places = []
+        if near and not rows_only:
+            places = [(index, begin, end - begin) for index, (begin, end) in enumerate(place.data) if end > begin]
+        for where in places:
+            opened.announce(*where)
+        self.current = Bucket(
+            place.first_sample,
+            place.first_byte,
+            picks,
+            shards,
+            groups,
+            opened,
+            scratch,
+            places if near and not rows_only else [],
+        )
         return self.current
 
     def lengths(self, number: int) -> NDArray[Any]:

@@ -129,7 +129,7 @@ def _locate(work: Reorder, engine: Engine, runs: Sequence[Run]) -> list[Located]
         return [
             Located(index, [0, run.samples], [0, run.data_bytes], [run.rows_hash, 0]) for index, run in enumerate(runs)
         ]
-    tasks = [LocateTask(index, work.job, run, splitters) for index, run in enumerate(runs)]
+    tasks = [LocateTask(index, work.job, replace(run, marks=()), splitters) for index, run in enumerate(runs)]
     work.listener.stage("splitting", len(tasks), None)
     found: dict[int, Located] = {}
     with closing(run_tasks(engine, locate, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
@@ -153,7 +153,8 @@ def _write(work: Reorder, engine: Engine, runs: list[Run], located: Sequence[Loc
     url = f"{work.job.state}places.bin"
     work.scratch_files.add(url)
     storage.write_bytes(url, Places.pack(located) if located else b"", owner=work.job.job)
-    frame = BucketTask(0, work.job, 0, buckets, tuple(runs), url, (), "samples", _labels(work))
+    bare = tuple(replace(run, marks=()) for run in runs)  # which every task would carry
+    frame = BucketTask(0, work.job, 0, buckets, bare, url, (), "samples", _labels(work))
     size = sum(run.data_bytes for run in runs)
     if cuts_exactly(work):
         from tarmill.jobs.exact_cut import Pieces

@@ -16,6 +16,7 @@ from tarmill.errors import ChangedError
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.file_facts import raise_os_error, stat_of
+from tarmill.storage.urls import local_path
 from tarmill.values import replace
 
 STREAM_BYTES = 4 << 20
@@ -88,6 +89,11 @@ class SpanSources:
         """Tell the kernel that a part of a source is wanted soon, in whatever order."""
         with suppress(OSError):
             os.posix_fadvise(self._fd(number), start, length, os.POSIX_FADV_WILLNEED)
+
+    def forget(self, number: int, start: int, length: int) -> None:
+        """Tell the kernel that a part of a source is not wanted again: a container's limit counts cached pages too."""
+        with suppress(OSError):
+            os.posix_fadvise(self._fd(number), start, length, os.POSIX_FADV_DONTNEED)
 
     def verify(self) -> None:
         """Look whether all sources that were used are still what they were.
@@ -162,6 +168,17 @@ class SpanSources:
                 "Run the command again when nothing writes to it",
                 url=source.label,
             )
+
+
+def forget_file(url: str) -> None:
+    """Tell the kernel that a file which was written and synced is not wanted soon; nothing for other URLs."""
+    if storage.scheme_of(url) == "file":
+        with suppress(OSError):
+            fd = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
 
 
 def _max_open() -> int:

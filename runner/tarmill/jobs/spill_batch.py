@@ -28,7 +28,7 @@ from tarmill.jobs.ordering import cached_ordering
 from tarmill.jobs.reduce import make_combiner
 from tarmill.jobs.run_files import RunWriter, row_type
 from tarmill.jobs.scan import scan_shard
-from tarmill.jobs.span_sources import SpanSources
+from tarmill.jobs.span_sources import SpanSources, forget_file
 from tarmill.planning.external_tasks import BatchDone, BatchTask
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import Job, ShardSpans, Source
@@ -125,7 +125,9 @@ class _Batch:
 
     def _write_run(self, begin: int, end: int, url: str, done: BatchDone) -> None:
         """Write one run of consecutive samples of the input."""
-        self._announce(begin, end)
+        places = self._places(begin, end)
+        for place in places:
+            self.sources.announce(*place)  # what is read in random order next comes from the disk in one go
         order = begin + order_of(self.keys[begin:end])
         if self.cut:
             settle_long_keys(order, self.keys, self._span_of, self.job)
@@ -133,19 +135,24 @@ class _Batch:
         try:
             rows = self._combined(order, writer, done) if self.combines else self._copied(order, writer)
             self.sources.verify()
+            for place in places:
+                self.sources.forget(*place)
             if len(rows):
                 done.runs.append(writer.commit(rows, self.cut))
+                forget_file(url)
         finally:
             writer.abort()
             self.sources.release()
 
-    def _announce(self, begin: int, end: int) -> None:
-        """Have what is about to be read in random order read from the disk in one go."""
+    def _places(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """Tell where some consecutive samples lie: source, first byte and number of bytes."""
+        places = []
         for source in range(int(self.source[begin]), int(self.source[end - 1]) + 1):
             mine = np.flatnonzero(self.source[begin:end] == source) + begin
             if len(mine):
                 start, last = int(self.starts[mine[0]]), int(self.starts[mine[-1]]) + int(self.lengths[mine[-1]])
-                self.sources.announce(source, start * BLOCK, (last - start) * BLOCK)
+                places.append((source, start * BLOCK, (last - start) * BLOCK))
+        return places
 
     def _span_of(self, sample: int) -> tuple[Source, int, int]:
         source = self.shards[int(self.source[sample])].source
