@@ -14,7 +14,8 @@ from support.webserver import Reply, WebServer
 
 from tarmill import storage
 from tarmill.errors import StorageError, UsageError
-from tarmill.jobs.clean import JobLeftovers, find, jobs_in, outputs_folder, remove, why_not
+from tarmill.jobs.clean import find, jobs_in, outputs_folder, remove, why_not
+from tarmill.jobs.clean_files import JobLeftovers
 
 JOB = "0123456789abcdef"
 OTHER = "fedcba9876543210"

@@ -14,8 +14,9 @@ from support.maps import pairs_of, put_records, put_shards, records_in, run_map
 
 from tarmill import storage
 from tarmill.errors import ShardPatternError, TarmillError, UsageError
-from tarmill.jobs import verify
-from tarmill.jobs.verify import VerifyReport, differences, told_by_manifest
+from tarmill.jobs import verify, verify_compare
+from tarmill.jobs.verify import VerifyReport, told_by_manifest
+from tarmill.jobs.verify_compare import differences
 from tarmill.spec import RunOptions
 
 
@@ -286,7 +287,7 @@ def test_a_sample_that_came_from_nowhere_and_a_lost_copy_are_named(folder):
 
 @pytest.mark.parametrize("at_a_time", [1, 4, 1000])
 def test_differences_do_not_depend_on_how_many_samples_are_compared_at_a_time(tmp_path, monkeypatch, at_a_time):
-    monkeypatch.setattr(verify, "SAMPLES_PER_PASS", at_a_time)
+    monkeypatch.setattr(verify_compare, "SAMPLES_PER_PASS", at_a_time)
     source, records = put_shards(tmp_path), all_records(tmp_path)
     records[4]["txt"] = b"other"
     report = check(recut(tmp_path, [*records[:9], *records[10:], records[0]], [7, 8]), source)

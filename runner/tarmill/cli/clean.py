@@ -13,7 +13,7 @@ from tarmill.errors import UsageError
 from tarmill.spec import RunOptions
 
 if TYPE_CHECKING:
-    from tarmill.jobs.clean import JobLeftovers
+    from tarmill.jobs.clean_files import JobLeftovers
 
 EPILOG = """\b
 Example: what would go; one job; all jobs that wrote beside these shards.
@@ -45,7 +45,8 @@ def command(
 def _run(
     job: str, every: bool, folders: tuple[str, ...], scratch_dir: str, dry_run: bool, force: bool, ca_file: str
 ) -> None:
-    from tarmill.jobs.clean import RECENT_S, find, remove
+    from tarmill.jobs.clean import find, remove
+    from tarmill.jobs.clean_files import RECENT_S
     from tarmill.jobs.drive import settings_of
 
     settings_of(RunOptions(ca_file=ca_file))

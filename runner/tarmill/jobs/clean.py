@@ -10,77 +10,23 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat as stat_bits
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from tarmill import storage
 from tarmill.errors import AccessError, NotFoundError, StorageError, TarmillError, UsageError
 from tarmill.formats.shard_grammar import find_regions
 from tarmill.formats.shards import ShardPattern
+from tarmill.jobs.clean_files import JobLeftovers, Leftover, listed, take, take_temp_files, unlisted
 from tarmill.jobs.inputs import MANIFEST_SUFFIX
 from tarmill.jobs.manifests import in_parallel, read_manifest
-from tarmill.storage.file_write import TEMP_NAME
 from tarmill.storage.urls import local_path
-
-RECENT_S = 60.0
-"""A job that changed a file of its own so lately may be running."""
 
 JOB_ID = re.compile(r"[0-9a-f]{16}")
 _JOB_FOLDER = re.compile(r"(?P<folder>(?:.*/)?)_tarmill/(?P<job>[0-9a-f]{16})/?", re.DOTALL)
 _MAX_OUTPUTS = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """One file that would go."""
-
-    url: str
-    size_bytes: int
-    mtime_s: float
-    """0.0 where the store does not tell."""
-
-
-@dataclass
-class JobLeftovers:
-    """What one job left."""
-
-    job: str
-    folder: str
-    """URL of the outputs' folder, '/' at its end or ''; where the job's folder is in it, if it has one."""
-    has_folder: bool
-    files: list[Leftover] = field(default_factory=list)
-    """In the order in which they go: `job.json`, which knows the others, last."""
-    folders: list[str] = field(default_factory=list)
-    """Local folders that are empty then."""
-    temp_folders: list[str] = field(default_factory=list)
-    """Folders of a store that is to be asked to sweep what was not finished there."""
-    manifest: str = ""
-    """The data set's manifest, where it says that this job is complete."""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def url(self) -> str:
-        """The job's folder."""
-        return f"{self.folder}_tarmill/{self.job}/"
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all files."""
-        return sum(file.size_bytes for file in self.files)
-
-    def changed_s_ago(self, now_s: float) -> float | None:
-        """Tell how long ago the job changed a file; None where no store tells."""
-        times = [file.mtime_s for file in self.files if file.mtime_s]
-        return now_s - max(times) if times else None
-
-    def may_run(self, now_s: float) -> bool:
-        """Tell whether a file was changed so lately that the job may be running."""
-        ago = self.changed_s_ago(now_s)
-        return ago is not None and ago < RECENT_S
 
 
 # ---- which jobs -------------------------------------------------------------------------------------------------
@@ -146,7 +92,7 @@ def jobs_in(folder: str) -> list[str]:
         except OSError as error:
             raise AccessError(f"{url} cannot be listed: {error.strerror}", url=url) from error
     else:
-        names = {info.url.removeprefix(url).partition("/")[0] for info in _listed(url)}
+        names = {info.url.removeprefix(url).partition("/")[0] for info in listed(url)}
     return sorted(name for name in names if JOB_ID.fullmatch(name))
 
 
@@ -168,13 +114,13 @@ def gather(folder: str, job: str, scratch_base: str) -> JobLeftovers:
         elif reason:
             found.notes.append(f"job.json names {storage.mask(str(place))!r}, {reason}: left alone")
     for place in {_spelled_once(place): place for place in scratch}.values():
-        _take(found, place, f"tarmill-{job}")
+        take(found, place, f"tarmill-{job}")
     for below in ("", *sorted(_output_folders(facts))):
-        _take_temp_files(found, below)
+        take_temp_files(found, below)
     before = len(found.files)
-    found.has_folder = _take(found, found.url, f"_tarmill/{job}")
+    found.has_folder = take(found, found.url, f"_tarmill/{job}")
     if facts and not found.has_folder and storage.scheme_of(found.url) != "file":
-        raise _unlisted(found.url)
+        raise unlisted(found.url)
     found.files[before:] = sorted(found.files[before:], key=_is_last)
     _take_pointer(found, facts)
     found.manifest = _manifest_of(found, facts)
@@ -272,97 +218,6 @@ def _pattern_of(facts: dict[str, Any]) -> ShardPattern | None:
         with suppress(TarmillError):
             return ShardPattern.parse(output)
     return None
-
-
-# ---- which files ------------------------------------------------------------------------------------------------
-
-
-def _take(found: JobLeftovers, url: str, ending: str) -> bool:
-    """Note all files below a folder, which must end so, symbolic links resolved; tell whether there is one."""
-    if storage.scheme_of(url) != "file":
-        listed = _with_facts(_listed(url))
-        found.files += listed
-        return bool(listed)
-    path = os.path.abspath(local_path(url))
-    shown = local_path(url).rstrip("/")
-    if not os.path.lexists(path):
-        return False
-    above = path[: -len(ending)]
-    if not path.endswith("/" + ending) or os.path.realpath(path) != os.path.join(os.path.realpath(above), ending):
-        found.notes.append(f"{shown} is a symbolic link to somewhere else: left alone")
-        return False
-    if not os.path.isdir(path):
-        return False
-    for place, names, files in os.walk(shown, topdown=False, onerror=_raise):
-        links = [name for name in names if os.path.islink(os.path.join(place, name))]
-        for name in sorted(files + links):
-            with suppress(FileNotFoundError):
-                found.files.append(_leftover(os.path.join(place, name)))
-        found.folders.append(place)
-    return True
-
-
-def _raise(error: OSError) -> None:
-    raise AccessError(f"{error.filename} cannot be listed: {error.strerror}", url=error.filename) from error
-
-
-def _leftover(path: str) -> Leftover:
-    seen = os.lstat(path)
-    return Leftover(path, seen.st_size if stat_bits.S_ISREG(seen.st_mode) else 0, seen.st_mtime)
-
-
-def _take_temp_files(found: JobLeftovers, below: str) -> None:
-    """Note the temp files of the job in a folder of outputs; other stores keep unfinished outputs out of sight."""
-    folder = found.folder + below
-    if storage.scheme_of(folder) != "file":
-        found.temp_folders.append(folder)
-        return
-    path = local_path(folder) if folder else "./"
-    root = local_path(found.folder) if found.folder else "./"
-    if os.path.realpath(path) != os.path.normpath(os.path.join(os.path.realpath(root), below)):
-        return  # a link leads to a folder of somebody else
-    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-        for name in sorted(os.listdir(path)):
-            match = re.fullmatch(TEMP_NAME, name)
-            if match and match["owner"] == found.job:
-                with suppress(FileNotFoundError):
-                    found.files.append(_leftover(os.path.join(path, name)))
-
-
-def _listed(url: str) -> list[storage.Stat]:
-    """List what is below a folder of a store.
-
-    Raises:
-        StorageError: the store cannot list.
-    """
-    try:
-        files = list(storage.list_urls(url))
-    except StorageError as error:
-        raise _unlisted(url) from error
-    return [info for info in files if info.url.startswith(url) and ".." not in info.url.split("/")]
-
-
-def _unlisted(url: str) -> StorageError:
-    shown = storage.mask(url)
-    return StorageError(
-        f"{shown} cannot be listed, so that what is in it cannot be known; let the server list folders (nginx: "
-        "`autoindex on; autoindex_format json;`), or remove that folder where the server has it",
-        url=shown,
-    )
-
-
-def _with_facts(files: Sequence[storage.Stat]) -> list[Leftover]:
-    """Ask for sizes and times where the listing did not tell them."""
-
-    def look(info: storage.Stat) -> Leftover | None:
-        if info.size_bytes is None or info.mtime_s is None:
-            try:
-                info = storage.stat(info.url)
-            except NotFoundError:
-                return None
-        return Leftover(info.url, info.size_bytes or 0, info.mtime_s or 0.0)
-
-    return [file for file in in_parallel(look, files) if file is not None]
 
 
 # ---- and away ---------------------------------------------------------------------------------------------------

@@ -91,6 +91,18 @@ def run_tasks(
             return
 
 
+def results(engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener) -> list[R]:
+    """Run tasks and give their results in the order of the tasks; the first error is raised, and stops what runs."""
+    found: dict[int, R] = {}
+    with closing(run_tasks(engine, function, tasks, listener)) as outcomes:  # type: ignore[type-var]
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
+            assert outcome.result is not None
+            found[outcome.task.index] = outcome.result
+    return [found[task.index] for task in tasks]
+
+
 def from_anywhere(url: str) -> str:
     """Make a relative path absolute, since workers of a cluster have another current folder; URLs stay as they are."""
     if url and storage.scheme_of(url) == "file" and "://" not in url:

@@ -19,7 +19,7 @@ from tarmill.formats.shards import ShardPattern
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
 from tarmill.jobs.extract_shard import EncodedRows, Request, extract_shard, row_codec
-from tarmill.jobs.inputs import find_shards, refuse_inputs
+from tarmill.jobs.inputs import find_shards, refuse_inputs, total_bytes
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import refuse_existing
 from tarmill.jobs.report import Failure, Report
@@ -136,8 +136,7 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
     settings = settings_of(options)
     found = plan(spec)
     report = Report(_KIND, found.job, len(found.shards), storage.mask(spec.output))
-    sizes = [shard.size_bytes for shard in found.shards]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
+    total = total_bytes(found.shards)
     listener.plan(report, total, _describe(found, total))
     if options.dry_run:
         report.plan_only = True

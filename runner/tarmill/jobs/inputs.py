@@ -42,6 +42,16 @@ def find_shards(pattern: ShardPattern) -> list[Shard]:
     return found
 
 
+def total_bytes(shards: Iterable[Shard]) -> int | None:
+    """Sum up the sizes of shards; None where one is not known."""
+    total = 0
+    for shard in shards:
+        if shard.size_bytes is None:
+            return None
+        total += shard.size_bytes
+    return total
+
+
 def list_shards(pattern: ShardPattern) -> list[str]:
     """Name the URLs of an input pattern, in order, without looking at them (but for lists, folders and wildcards)."""
     return pattern.resolve(

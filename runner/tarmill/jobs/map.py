@@ -17,7 +17,7 @@ from tarmill.formats.digest import to_hex
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
-from tarmill.jobs.inputs import find_shards, manifest_url, name_in, refuse_inputs
+from tarmill.jobs.inputs import find_shards, manifest_url, name_in, refuse_inputs, total_bytes
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import (
     JobFolder,
@@ -153,8 +153,7 @@ def run(spec: MapSpec, options: RunOptions | None = None, listener: Listener | N
         _take(report, done)
     report.shards_resumed = report.shards_done
     tasks = found.tasks(settings)
-    sizes = [task.shard.size_bytes for task in tasks]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
+    total = total_bytes(task.shard for task in tasks)
     listener.plan(report, total, _describe(found, tasks, total))
     if options.dry_run:
         report.plan_only = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from tarmill import storage
 from tarmill.engine.meter import Meter
 from tarmill.errors import ChangedError, FormatError, ScriptError
 from tarmill.formats.compression import ByteInput, codec_for, compress, decompress
-from tarmill.formats.digest import to_hex
+from tarmill.formats.digest import sample_digest, to_hex
 from tarmill.formats.samples import ReadOptions, Record, Tally
 from tarmill.formats.tar_read import iter_samples
 from tarmill.formats.tar_values import iter_values
@@ -121,19 +121,35 @@ def _opened(
         shard = replace(shard, content_hash="")
     with storage.open_read(shard.url, version=shard.version) as stream, ExitStack() as again:
         metered = _Metered(stream, shard, meter)
-
-        def reopen() -> RawInput:
-            again.close()  # the one before
-            return decompress(again.enter_context(storage.open_read(shard.url, version=shard.version)), shard.label)[0]
-
         try:
             raw, _ = decompress(metered, shard.label)
-            yield raw, None if shard.url == "-" else reopen
+            yield raw, None if shard.url == "-" else reopener(shard, again)
         except (FormatError, ScriptError):
             metered.verify()  # damage on the way is no fault of the shard or the script, and may pass
             raise
         if tally.unread:
             metered.verify()
+
+
+def reopener(shard: Shard, again: ExitStack) -> Callable[[], RawInput]:
+    """Give a function that opens a shard once more, from its beginning, and closes what it opened before."""
+
+    def reopen() -> RawInput:
+        again.close()  # the one before
+        return decompress(again.enter_context(storage.open_read(shard.url, version=shard.version)), shard.label)[0]
+
+    return reopen
+
+
+def sample_digests(samples: Iterable[Record], meter: Meter) -> Iterator[tuple[str, int]]:
+    """Give key and digest of each sample, and tell the meter."""
+    for record in samples:
+        meter.samples += 1
+        meter.key = key = record.pop("__key__")
+        del record["__url__"]
+        if record["key"] is key:  # else a field of that name has taken its place
+            del record["key"]
+        yield key, sample_digest(key, record)
 
 
 class ShardOutput:

@@ -13,7 +13,7 @@ from tarmill.engine.meter import Meter, current
 from tarmill.errors import JobFailed, NotFoundError, SpecError
 from tarmill.formats import sidecars
 from tarmill.formats.compression import decompress
-from tarmill.formats.digest import sample_digest, to_hex
+from tarmill.formats.digest import to_hex
 from tarmill.formats.index import index_shard
 from tarmill.formats.samples import ReadOptions, Tally
 from tarmill.formats.shard_grammar import find_regions
@@ -21,10 +21,10 @@ from tarmill.formats.shard_tokens import common_start
 from tarmill.formats.shards import ShardPattern
 from tarmill.formats.sidecars import ShardFacts
 from tarmill.jobs.drive import choose_engine, probe_workers, run_tasks, settings_of
-from tarmill.jobs.inputs import find_shards
+from tarmill.jobs.inputs import find_shards, total_bytes
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.report import Report
-from tarmill.jobs.shard_io import open_samples
+from tarmill.jobs.shard_io import open_samples, sample_digests
 from tarmill.planning.tasks import Shard
 from tarmill.spec import RunOptions
 
@@ -82,15 +82,9 @@ def look_at_shard(task: IndexTask) -> ShardSummary:
 
 def _digest(shard: Shard, meter: Meter) -> ShardSummary:
     """Read every sample, and compare the whole with the data set's manifest where there is one."""
-    tally, total = Tally(), 0
+    tally = Tally()
     with open_samples(shard, ReadOptions(), tally, meter) as samples:
-        for record in samples:
-            meter.samples += 1
-            meter.key = key = record.pop("__key__")
-            del record["__url__"]
-            if record["key"] is key:
-                del record["key"]
-            total += sample_digest(key, record)
+        total = sum(digest for _, digest in sample_digests(samples, meter))
     return ShardSummary(tally.samples, tally.members, shard.size_bytes or meter.read_bytes, to_hex(total))
 
 
@@ -185,8 +179,7 @@ def run(
     tasks = [_task(number, shard, wanted, settings) for number, shard in enumerate(shards)]
     if wanted:
         _check(tasks, names, wanted)
-    sizes = [shard.size_bytes for shard in shards]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
+    total = total_bytes(shards)
     what = f"{len(shards)} shards" + ("" if total is None else f", {total / 1e6:,.1f} MB")
     listener.plan(Report("ShardIndex", "", len(shards)), total, [what])
     report = IndexReport(names, _run_tasks(tasks, folder, options, listener))
