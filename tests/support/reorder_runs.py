@@ -134,7 +134,7 @@ def cut_small(put: Callable[[Any, str, Any], None]) -> None:
     Workers learn all of it from their tasks: two shards of images are a batch of four runs, two of captions a batch
     of two runs, and there are about seven buckets. Stands for itself: its source is also the beginning of commands.
     """
-    from tarmill.jobs import external, gather_tasks, reorder, reorder_local
+    from tarmill.jobs import external, gather_tasks, reorder_local, reorder_prepare
     from tarmill.planning.cuts import grouped
     from tarmill.planning.reorder_plan import Facts, Plan, choose_plan
     from tarmill.values import replace
@@ -145,7 +145,7 @@ def cut_small(put: Callable[[Any, str, Any], None]) -> None:
     def pairs(sizes: Any, least_bytes: int) -> list[tuple[int, int]]:
         return [(at, min(at + 2, len(sizes))) for at in range(0, len(sizes), 2)]
 
-    put(reorder, "choose_plan", plan_of)
+    put(reorder_prepare, "choose_plan", plan_of)
     put(external, "grouped", pairs)
     put(reorder_local, "grouped", pairs)
     put(gather_tasks, "grouped", grouped)
