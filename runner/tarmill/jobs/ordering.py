@@ -79,8 +79,8 @@ class Ordering:
         except (FormatError, ScriptError) as error:
             if self._policy == OnError.FAIL:
                 raise
-            # told apart from those that `--missing drop` leaves out on purpose
-            self.dropped[f"{error.reason}-error".replace("error-error", "error")] += 1
+            # "missing-key" itself is what `--missing drop` leaves out on purpose
+            self.dropped[f"{error.reason.removesuffix('-error')}-error"] += 1
             self._stopped = self._policy == OnError.STOP
             return None
         if self.groups is not None:

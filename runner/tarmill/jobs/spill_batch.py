@@ -101,11 +101,12 @@ class _Batch:
         groups = [spans.groups for spans in shards if spans.groups is not None]
         self.groups = np.concatenate(groups) if groups else None
         self.cut = any(spans.keys_cut for spans in shards)
+        self.proof_in = 0
+        """Sum of the hashes of the ranges that were combined."""
 
     def write(self, task: BatchTask, done: BatchDone) -> None:
         """Write the runs, note them, and remove the scratch copies that they came from."""
         ends = np.cumsum(self.lengths, dtype=np.int64) * BLOCK
-        self.proof_in = 0
         begin = 0
         while begin < len(ends):
             before = int(ends[begin - 1]) if begin else 0
@@ -146,13 +147,11 @@ class _Batch:
 
     def _places(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """Tell where some consecutive samples lie: source, first byte and number of bytes."""
-        places = []
-        for source in range(int(self.source[begin]), int(self.source[end - 1]) + 1):
-            mine = np.flatnonzero(self.source[begin:end] == source) + begin
-            if len(mine):
-                start, last = int(self.starts[mine[0]]), int(self.starts[mine[-1]]) + int(self.lengths[mine[-1]])
-                places.append((source, start * BLOCK, (last - start) * BLOCK))
-        return places
+        used, first = np.unique(self.source[begin:end], return_index=True)
+        last = np.append(first[1:], end - begin) - 1 + begin
+        starts = self.starts[first + begin].astype(np.int64) * BLOCK
+        ends = (self.starts[last].astype(np.int64) + self.lengths[last]) * BLOCK
+        return list(zip(used.tolist(), starts.tolist(), (ends - starts).tolist(), strict=True))
 
     def _span_of(self, sample: int) -> tuple[Source, int, int]:
         source = self.shards[int(self.source[sample])].source
