@@ -37,10 +37,11 @@ def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
     """
     job = task.job
     storage.configure(job.settings)
-    sources = SpanSources(task.sources, scratch=job.scratch, owner=job.job)
-    picks = Picks(task.source, task.starts, task.lengths, task.stems, task.fields, task.fresh)
+    columns = task.columns.load()
+    sources = SpanSources(columns.sources, scratch=job.scratch, owner=job.job)
+    picks = Picks(columns.source, columns.starts, columns.lengths, columns.stems, columns.fields, columns.fresh)
     try:
-        if task.fresh is not None:
+        if task.reduces:
             return _reduce(task, sources, picks)
         done = []
         for output in task.outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,11 @@ from numpy.typing import NDArray
 
 from tarmill import storage
 from tarmill.engine.base import Engine
-from tarmill.formats.span_order import Order
 from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.drive import run_tasks
 from tarmill.jobs.reorder_job import Reorder
 from tarmill.planning.cuts import Cuts, Totals, grouped, task_bytes
-from tarmill.planning.span_tasks import GatherTask, Job, Output, Source
+from tarmill.planning.span_tasks import Columns, GatherTask, Job, LazyColumns, Output, Source
 from tarmill.spec import SortSpec
 from tarmill.values import valueclass
 
@@ -46,7 +46,7 @@ class Samples:
         source = int(self.source_of(np.array([sample]))[0])
         return self.sources[source], int(self.starts[sample]) * BLOCK, int(self.lengths[sample]) * BLOCK
 
-    def sizes(self, order: Order) -> NDArray[np.int64]:
+    def sizes(self, order: NDArray[Any]) -> NDArray[np.int64]:
         """Give the samples' sizes in bytes, in some order."""
         return self.lengths[order].astype(np.int64) * BLOCK
 
@@ -70,7 +70,7 @@ def places_of(cuts: Cuts, lengths: NDArray[Any], fresh: NDArray[np.bool_] | None
 def gather_tasks(
     job: Job,
     samples: Samples,
-    order: Order,
+    order: NDArray[Any],
     cuts: Cuts,
     urls: Sequence[str],
     done: Collection[int],
@@ -102,30 +102,29 @@ def _task(
     index: int,
     job: Job,
     samples: Samples,
-    order: Order,
+    order: NDArray[Any],
     places: NDArray[np.int64],
     outputs: list[tuple[int, str]],
     fresh: NDArray[np.bool_] | None,
 ) -> GatherTask:
     slices = [slice(int(places[number]), int(places[number + 1])) for number, _ in outputs]
-    chosen = np.concatenate([order[piece] for piece in slices])
-    used, source = np.unique(samples.source_of(chosen), return_inverse=True)
     edges = np.cumsum([0, *(piece.stop - piece.start for piece in slices)]).tolist()
-    return GatherTask(
-        index,
-        job,
-        tuple(
-            Output(number, url, begin, end)
-            for (number, url), begin, end in zip(outputs, edges, edges[1:], strict=False)
-        ),
-        tuple(samples.sources[number] for number in used.tolist()),
-        source.astype(np.uint32),
-        samples.starts[chosen].astype(np.int64) * BLOCK,
-        samples.sizes(chosen),
-        samples.stems[chosen],
-        samples.fields[chosen],
-        np.concatenate([fresh[piece] for piece in slices]) if fresh is not None else None,
-    )
+
+    def cut() -> Columns:
+        chosen = np.concatenate([order[piece] for piece in slices])
+        used, source = np.unique(samples.source_of(chosen), return_inverse=True)
+        return Columns(
+            tuple(samples.sources[number] for number in used.tolist()),
+            source.astype(np.uint32),
+            samples.starts[chosen].astype(np.int64) * BLOCK,
+            samples.sizes(chosen),
+            samples.stems[chosen],
+            samples.fields[chosen],
+            np.concatenate([fresh[piece] for piece in slices]) if fresh is not None else None,
+        )
+
+    named = tuple(Output(*one, *between) for one, between in zip(outputs, pairwise(edges), strict=True))
+    return GatherTask(index, job, named, LazyColumns(cut), fresh is not None)
 
 
 def run_gather(

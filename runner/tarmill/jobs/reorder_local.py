@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tarmill.engine.base import Engine
 from tarmill.engine.serial import serial_engine
 from tarmill.formats.span_order import Order, order_of, runs_of
+from tarmill.formats.tar_header import BLOCK
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks
 from tarmill.jobs.gather import gather
 from tarmill.jobs.gather_tasks import Samples, cuts_exactly, gather_tasks, places_of, run_gather, totals_of
@@ -17,7 +20,7 @@ from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.scan import scan_shards
 from tarmill.jobs.scan_columns import load_scan, scan_file
-from tarmill.planning.cuts import grouped, plan_cuts, task_bytes
+from tarmill.planning.cuts import Cuts, grouped, plan_cuts, task_bytes
 from tarmill.planning.prf import shuffle_keys
 from tarmill.planning.span_tasks import ScanTask, ShardSpans
 from tarmill.spec import SortSpec
@@ -97,17 +100,24 @@ def joined(shards: Sequence[ShardSpans]) -> Samples:
     return Samples([spans.source for spans in shards], ends, **columns)
 
 
-def order_all(work: Reorder, shards: Sequence[ShardSpans], samples: Samples) -> Order:
+def order_all(work: Reorder, shards: Sequence[ShardSpans], samples: Samples) -> NDArray[Any]:
     """Order all samples as the job asks for."""
     if not isinstance(work.spec, SortSpec):
         counts, seed = np.diff(samples.ends, prepend=0).tolist(), work.job.seed
         drawn = [shuffle_keys(seed, spans.ordinal, n) for spans, n in zip(shards, counts, strict=True)]
-        return order_of(np.concatenate(drawn))
+        return _short(order_of(np.concatenate(drawn)))
     keys = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
+    for spans in shards:
+        spans.keys = None
     order = order_of(keys)
     if any(spans.keys_cut for spans in shards):
         settle_long_keys(order, keys, samples.span_of, work.job)
-    return order
+    return _short(order)
+
+
+def _short(order: Order) -> NDArray[Any]:
+    """Hold an order in four bytes a sample where that is possible."""
+    return order.astype(np.uint32) if len(order) < 1 << 32 else order
 
 
 # -- the last pass ---------------------------------------------------------------------------------------------------
@@ -121,21 +131,27 @@ def _write(work: Reorder, engine: Engine, shards: Sequence[ShardSpans]) -> None:
     samples = joined(shards)
     order = order_all(work, shards, samples)
     work.samples = len(samples)
-    lengths = samples.sizes(order)
     fresh = None
     if isinstance(work.spec, SortSpec) and work.spec.reduces:
         fresh = runs_of(np.concatenate([spans.groups for spans in shards if spans.groups is not None])[order])
+    for spans in shards:
+        spans.groups = None
     if cuts_exactly(work):
         from tarmill.jobs.exact_cut import Pieces
 
-        pieces = Pieces(work, len(samples), int(lengths.sum(dtype=np.int64)))
+        pieces = Pieces(work, len(samples), int(samples.lengths.sum(dtype=np.int64)) * BLOCK)
         tasks = gather_tasks(work.job, samples, order, pieces.cuts, pieces.urls, pieces.done, fresh)
         if run_gather(work, engine, "reducing", gather, tasks, pieces.take):
             pieces.cut(engine)
         return
-    cuts = plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals_of(lengths), lambda: [lengths])
-    if fresh is not None and not work.count_is_asked:
-        cuts = cuts.without(np.diff(places_of(cuts, lengths, fresh)) == 0)
+    cuts = _cuts(work, samples.sizes(order), fresh)
     work.name_outputs(cuts)
     tasks = gather_tasks(work.job, samples, order, cuts, work.outputs, work.done, fresh)
     run_gather(work, engine, "writing", gather, tasks, work.take)
+
+
+def _cuts(work: Reorder, lengths: NDArray[np.int64], fresh: NDArray[np.bool_] | None) -> Cuts:
+    cuts = plan_cuts(work.spec, work.fixed_count, len(work.inputs), totals_of(lengths), lambda: [lengths])
+    if fresh is None or work.count_is_asked:
+        return cuts
+    return cuts.without(np.diff(places_of(cuts, lengths, fresh)) == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -115,12 +116,9 @@ class Output:
 
 
 @valueclass
-class GatherTask:
-    """Write some output shards, copying the samples in the order given."""
+class Columns:
+    """Samples to write, in order, and where they lie; offsets and lengths in bytes."""
 
-    index: int
-    job: Job
-    outputs: tuple[Output, ...]
     sources: tuple[Source, ...]
     source: NDArray[Any]
     """For each sample which of `sources` holds it."""
@@ -130,6 +128,40 @@ class GatherTask:
     fields: NDArray[Any]
     fresh: NDArray[Any] | None
     """Where a group of samples to reduce begins; None where nothing is reduced."""
+
+    def load(self) -> Columns:
+        """Give them."""
+        return self
+
+
+class LazyColumns:
+    """Columns that are cut out of those of the whole job when a task is sent: they take three times their room."""
+
+    def __init__(self, cut: Callable[[], Columns]) -> None:
+        self._cut = cut
+
+    def load(self) -> Columns:
+        """Cut them out."""
+        return self._cut()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_they_are, (self.load(),)
+
+
+def _as_they_are(columns: Columns) -> Columns:
+    return columns
+
+
+@valueclass
+class GatherTask:
+    """Write some output shards, copying the samples in the order given."""
+
+    index: int
+    job: Job
+    outputs: tuple[Output, ...]
+    columns: Columns | LazyColumns
+    reduces: bool
+    """Whether groups of samples are reduced on the way."""
 
     @property
     def label(self) -> str:
