@@ -48,7 +48,8 @@ class Samples:
 
     def sizes(self, order: NDArray[Any]) -> NDArray[np.int64]:
         """Give the samples' sizes in bytes, in some order."""
-        return self.lengths[order].astype(np.int64) * BLOCK
+        sizes: NDArray[np.int64] = self.lengths[order].astype(np.int64) * BLOCK
+        return sizes
 
 
 def totals_of(lengths: NDArray[Any]) -> Totals:
