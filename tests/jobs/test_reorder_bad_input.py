@@ -29,7 +29,7 @@ from support.reorders import (
 )
 from support.tar_reading import bare
 
-from tarmill.errors import JobFailed, TarmillError
+from tarmill.errors import JobFailed, OutputExistsError, TarmillError
 from tarmill.formats.samples import ReadOptions
 from tarmill.formats.tar_read import iter_samples
 
@@ -407,6 +407,20 @@ def test_standard_input_is_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": io.BytesIO(WHOLE)}))
     TOOLS[tool]("-", tmp_path / "out-@2.tar", plan=plan)
     assert multiset(samples_in(tmp_path / "out-@2.tar")) == multiset(tars.samples_of(PAIRS))
+
+
+@pytest.mark.parametrize("plan", FROM_ANYWHERE)
+def test_another_stream_under_the_same_command_is_no_finished_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": io.BytesIO(WHOLE)}))
+    shuffle("-", tmp_path / "out-@2.tar", plan=plan)
+    other = tars.ustar(pairs_of(7))
+    monkeypatch.setattr("sys.stdin", type("Stdin", (), {"buffer": io.BytesIO(other)}))
+    with pytest.raises(OutputExistsError):
+        shuffle("-", tmp_path / "out-@2.tar", plan=plan)
+    shuffle("-", tmp_path / "out-@2.tar", plan=plan, exists="overwrite")
+    assert multiset(samples_in(tmp_path / "out-@2.tar")) == multiset(tars.samples_of(pairs_of(7)))
 
 
 @pytest.mark.parametrize("plan", FROM_ANYWHERE)

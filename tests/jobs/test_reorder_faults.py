@@ -176,6 +176,19 @@ def test_another_job_does_not_touch_what_is_there(tmp_path: Path, field: str) ->
     assert (tmp_path / "out.manifest.json").exists()
 
 
+@every_plan
+@pytest.mark.parametrize("output", ["out-@3.tar", "out-@.tar"])
+def test_a_file_of_somebody_else_is_never_written_over(tmp_path: Path, plan: str, output: str) -> None:
+    """Also where the number of outputs, and so their names, are known only after the first pass."""
+    source = put_shards(tmp_path)
+    theirs = tmp_path / ("out-1.tar" if "3" in output else "out-000001.tar")
+    theirs.write_bytes(b"precious")
+    with pytest.raises(OutputExistsError, match="--exists overwrite"):
+        shuffle(source, tmp_path / output, plan=plan)
+    assert bytes_of(tmp_path) == {theirs.name: b"precious"}
+    assert not (tmp_path / "out.manifest.json").exists()
+
+
 @pytest.mark.parametrize("output", ["out-@3.tar", "out-@.tar"])
 def test_exists_fail_refuses_the_jobs_own_outputs_too(tmp_path: Path, output: str) -> None:
     source = put_shards(tmp_path)

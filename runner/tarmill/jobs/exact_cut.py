@@ -34,7 +34,7 @@ class Pieces:
         self.done: dict[int, PieceDone] = {}
         if work.job.spill != MEMORY:
             work.scratch_files.update(name for url in self.urls for name in (url, piece_file(url)))
-            for number, url in enumerate(self.urls if work.spec.exists != "overwrite" else ()):
+            for number, url in enumerate(self.urls if work.may_resume else ()):
                 if (found := load_piece(number, url)) is not None:
                     self.take(found)
 

@@ -68,7 +68,7 @@ def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Ru
     """Write the runs, but for those that an earlier attempt has written; None when that failed."""
     counts = work.report.counts
     done: dict[int, BatchDone] = {}
-    if work.spec.exists != "overwrite":
+    if work.may_resume:
         done = {task.index: found for task in tasks if (found := load_batch(task)) is not None}
     todo = [task for task in tasks if task.index not in done]
     work.listener.stage("first pass", len(todo), sum(s.shard.size_bytes or 0 for task in todo for s in task.shards))

@@ -69,6 +69,11 @@ class Reorder:
         return all(found.shard.version is not None for found in self.inputs)
 
     @property
+    def may_resume(self) -> bool:
+        """Whether what earlier passes of this job left may be used: not when the inputs may be others by now."""
+        return self.is_pinned and self.spec.exists != "overwrite"
+
+    @property
     def fixed_count(self) -> int | None:
         """How many shards the output pattern has; None when its count is open."""
         return None if self.out.is_open else self.out.count

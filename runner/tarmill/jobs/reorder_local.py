@@ -84,7 +84,7 @@ def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[S
 
 
 def _earlier(work: Reorder, task: ScanTask) -> list[ShardSpans] | None:
-    return None if work.plan.kind == "memory" or work.spec.exists == "overwrite" else load_scan(task)
+    return load_scan(task) if work.may_resume and work.plan.kind != "memory" else None
 
 
 # -- all samples in one place ----------------------------------------------------------------------------------------
