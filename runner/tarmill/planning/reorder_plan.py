@@ -125,8 +125,8 @@ def _choice(facts: Facts) -> tuple[str, str]:
 def _external(facts: Facts, why: str, size: int) -> Plan:
     memory = max(64 << 20, facts.memory_bytes // max(1, facts.workers))
     copies = 0 if facts.local else 1
-    # a batch is read twice and written once, and a container counts cached pages too: a quarter each, and some room
-    batch = max(16 << 20, min(1 << 30, memory // 4, facts.scratch_bytes // (3 * max(1, facts.workers))))
+    # what a batch takes beside its samples is little; its pages in the kernel's cache, read and written, come on top
+    batch = max(16 << 20, min(1 << 30, memory // 2, facts.scratch_bytes // (3 * max(1, facts.workers))))
     needed = size + copies * min(batch, size) * facts.workers
     if needed > facts.scratch_bytes and facts.plain and not facts.streams:
         raise NoSpaceError(
