@@ -42,6 +42,7 @@ from support.waiting import wait_for
 from tarmill import storage
 from tarmill.errors import ChangedError, JobFailed, OutputExistsError, TarmillError
 from tarmill.jobs import reorder, reorder_prepare
+from tarmill.spec import ReorderOptions, ShuffleSpec
 
 TOOLS = {"shuffle": shuffle, "sort": sort}
 every_tool = pytest.mark.parametrize("tool", TOOLS)
@@ -615,12 +616,12 @@ def test_writing_through_faults_gives_the_same_bytes(
     assert bytes_of(root) == bytes_of(tmp_path / "files")
 
 
-def spec_of(source: str | Path, output: str | Path) -> reorder.ShuffleSpec:
-    return reorder.ShuffleSpec(input=str(source), output=str(output), seed="1")
+def spec_of(source: str | Path, output: str | Path) -> ShuffleSpec:
+    return ShuffleSpec(input=str(source), output=str(output), seed="1")
 
 
-def options_of(plan: str, **fields: Any) -> reorder.ReorderOptions:
-    return reorder.ReorderOptions(plan=plan, workers=1, **fields)
+def options_of(plan: str, **fields: Any) -> ReorderOptions:
+    return ReorderOptions(plan=plan, workers=1, **fields)
 
 
 @pytest.mark.real
