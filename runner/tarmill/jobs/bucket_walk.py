@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,15 +125,17 @@ class Walk:
         self.release()
         task = self.task
         place = self.places.read(number)
+        local = all(storage.scheme_of(run.url) == "file" for run in task.runs)
+        opened = SpanSources([Source(run.url, run.version, run.url, 0) for run in task.runs] if local else [])
         pieces = [
-            read_rows(run, *where, expected)
-            for run, where, expected in zip(task.runs, place.rows, place.hashes, strict=True)
+            read_rows(run, *where, expected, partial(opened.read_one, index) if local else None)
+            for index, (run, where, expected) in enumerate(zip(task.runs, place.rows, place.hashes, strict=True))
         ]
         counts = [len(piece) for piece in pieces]
         run = np.repeat(np.arange(len(pieces), dtype=np.uint32), counts)
         keys, starts, lengths = (joined_column(pieces, name) for name in ("key", "offset", "length"))
         cut = any(item.keys_cut for item in task.runs)
-        near = (rows_only and not cut) or all(storage.scheme_of(item.url) == "file" for item in task.runs)
+        near = local or (rows_only and not cut)
         sources, scratch = _sources(task.job, task.runs, [] if near else place.data, f"bucket-{task.index}-{number}")
         starts = starts.astype(np.int64) - np.repeat(np.array([shift for _, shift in sources], np.int64), counts)
         known = [source for source, _ in sources]
@@ -147,7 +150,8 @@ class Walk:
         stems, fields, shards = (joined_column(pieces, name)[order] for name in ("stem", "fields", "shard"))
         fresh = runs_of(groups) if groups is not None else None
         picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
-        opened = SpanSources(known)
+        if not local:
+            opened = SpanSources(known)
         places = []
         if near and not rows_only:
             places = [(index, begin, end - begin) for index, (begin, end) in enumerate(place.data) if end > begin]

@@ -9,7 +9,8 @@ size: both parts are read by ranges, in the version that was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -117,22 +118,28 @@ def hash_of_rows(rows: NDArray[Any]) -> int:
     return xxh3_64_intdigest(rows.tobytes())
 
 
-def read_rows(run: Run, begin: int, end: int, expected: int | None = None) -> NDArray[Any]:
+def read_rows(
+    run: Run, begin: int, end: int, expected: int | None = None, read: Callable[[int, int], bytes] | None = None
+) -> NDArray[Any]:
     """Read some rows of a run.
 
     Args:
         run: the run.
         begin, end: which rows.
         expected: their `hash_of_rows`, where it is known.
+        read: reads (offset, length) of the run where it is open already; many buckets read few rows of many runs.
 
     Raises:
         ChangedError: the run file is not the one that was written.
     """
-    kind = np.dtype([(name, text) for name, text in run.row_type])
+    kind = _dtype(run.row_type)
     if end <= begin:
         return np.empty(0, kind)
-    size = kind.itemsize
-    (data,) = storage.read_ranges(run.url, [(run.data_bytes + begin * size, (end - begin) * size)], version=run.version)
+    start, length = run.data_bytes + begin * kind.itemsize, (end - begin) * kind.itemsize
+    if read is not None:
+        data = read(start, length)
+    else:
+        (data,) = storage.read_ranges(run.url, [(start, length)], version=run.version)
     rows = np.frombuffer(data, kind)
     if len(rows) != end - begin:
         shown = storage.mask(run.url)
@@ -146,6 +153,11 @@ def read_rows(run: Run, begin: int, end: int, expected: int | None = None) -> ND
             retryable=True,
         )
     return rows
+
+
+@cache
+def _dtype(row_type: tuple[tuple[str, str], ...]) -> np.dtype[Any]:
+    return np.dtype(list(row_type))
 
 
 def joined_column(pieces: Sequence[NDArray[Any]], name: str) -> NDArray[Any]:
