@@ -153,7 +153,7 @@ def _sort(name: str) -> Bar:
 BARS = [
     _against("read text: webdataset / tarmill", "text/read/webdataset", "text/read/tarmill", 10, 15, 8.5),
     _against("read images: webdataset / tarmill", "images/read/webdataset", "images/read/tarmill", 4, 5.5, 3.3),
-    _against("map text: webdataset / htmapper", "text/map/webdataset", "text/map/htmapper", 12, 17, 10),
+    _against("map text: webdataset / htmapper", "text/map/webdataset", "text/map/htmapper", 12, 17, 8.5),
     _against("map images: webdataset / htmapper", "images/map/webdataset", "images/map/htmapper", 2.5, 3.3, 2.1),
     _against("map tiny: webdataset / htmapper", "tiny/map/webdataset", "tiny/map/htmapper", 12, 20, 10),
     _against("extract text: webdataset / htextract", "text/extract/webdataset", "text/extract/htextract", 12, 20, 10.5),
