@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tarmill.cli.arguments import plain_values
 from tarmill.cli.options import spec_options
-from tarmill.spec import ExtractSpec, MapSpec, RunOptions
+from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, RunOptions, ShuffleSpec, SortSpec
 
 WORDS = [
     *(
@@ -45,6 +45,14 @@ WORDS = [
         "-F",
         "csv",
         "--salt=",
+        "--seed",
+        "7",
+        "--shard-size=1GiB",
+        "--group-by",
+        "cls",
+        "--reduce",
+        "count",
+        "--memory",
         "-k",
     ),
 ]
@@ -54,7 +62,8 @@ def by_click(kinds: tuple[Any, ...], arguments: list[str]) -> dict[str, Any] | N
     found: dict[str, Any] = {}
 
     def function(**values: Any) -> None:
-        found.update(values)
+        # a choice with no default among the choices: `split_values` leaves it to the spec, whose default is ""
+        found.update({name: "" if value is None else value for name, value in values.items()})
 
     for kind in reversed(kinds):
         function = spec_options(kind)(function)
@@ -66,7 +75,15 @@ def by_click(kinds: tuple[Any, ...], arguments: list[str]) -> dict[str, Any] | N
     return found
 
 
-@pytest.mark.parametrize("kinds", [(MapSpec, RunOptions), (ExtractSpec, RunOptions)], ids=["map", "extract"])
+KINDS = {
+    "map": (MapSpec, RunOptions),
+    "extract": (ExtractSpec, RunOptions),
+    "shuffle": (ShuffleSpec, ReorderOptions),
+    "sort": (SortSpec, ReorderOptions),
+}
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
 @given(arguments=st.lists(st.sampled_from(WORDS), max_size=8))
 def test_what_is_read_without_click_is_what_click_reads(kinds: tuple[Any, ...], arguments: list[str]) -> None:
     values = plain_values(arguments, *kinds)

@@ -73,6 +73,16 @@ def test_a_bad_shard_is_exit_code_1_and_names_it(here: Path) -> None:
     assert b"error: 1 of 2 shards failed; the first: in-1.tar" in done.stderr
 
 
+@pytest.mark.parametrize("way", ["good", "bad shard", "refused"])
+def test_json_progress_is_json_to_the_last_line(here: Path, way: str) -> None:
+    if way == "bad shard":
+        (here / "in-1.tar").write_bytes(b"no tar")
+    source = "nothing-@2.tar" if way == "refused" else "in-@2.tar"
+    done = htextract(here, source, "-f", "__key__", "--log-format", "json")
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events[-1] == ("report" if way == "good" else "error")
+
+
 def test_a_reader_that_goes_away_ends_it_quietly(here: Path) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tarmill.cli.arguments import plain_values, split_values
-from tarmill.cli.output import finish_job, run_command, run_main, show_report
+from tarmill.cli.arguments import split_values
+from tarmill.cli.job_command import JobCommand
+from tarmill.cli.output import finish_job, show_report
 from tarmill.spec import ExtractSpec, RunOptions
 from tarmill.values import replace
 
-if TYPE_CHECKING:
-    import click
+HELP = """\
+Write columns of every sample of the IN shards as rows, in order, or count them.
+"""
 
 EPILOG = """\b
 Examples: captions in English as JSON lines; the ten most frequent classes; what is in a data set.
@@ -19,24 +21,6 @@ Examples: captions in English as JSON lines; the ten most frequent classes; what
   $ htextract 'train-@0100.tar' -f cls:int --top 10
   $ htextract 'train-@0100.tar' --keys
 """
-
-
-def make_command() -> click.Command:
-    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
-    import click
-
-    from tarmill.cli.options import spec_options
-
-    @click.command(
-        "extract", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    )
-    @spec_options(ExtractSpec)
-    @spec_options(RunOptions)
-    def command(**values: Any) -> None:
-        """Write columns of every sample of the IN shards as rows, in order, or count them."""
-        run_command(lambda: _run(values))
-
-    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -71,13 +55,6 @@ def _remarkable(report: Any) -> bool:
     return bool(counts.errors or counts.dropped["missing"] or counts.kept_damaged or counts.duplicate_keys)
 
 
-def main() -> None:
-    """Entry point of the script `htextract`."""
-    run_main(_main)
-
-
-def _main() -> None:
-    if (values := plain_values(sys.argv[1:], ExtractSpec, RunOptions)) is None:
-        make_command()(prog_name="htextract")
-    else:
-        run_command(lambda: _run(values))
+COMMAND = JobCommand("htextract", "extract", (ExtractSpec, RunOptions), _run, HELP, EPILOG)
+make_command = COMMAND.make
+main = COMMAND.main

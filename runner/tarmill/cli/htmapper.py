@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tarmill.cli.arguments import plain_values, split_values
-from tarmill.cli.output import finish_job, run_command, run_main
+from tarmill.cli.arguments import split_values
+from tarmill.cli.job_command import JobCommand
+from tarmill.cli.output import finish_job
 from tarmill.errors import UsageError
 from tarmill.spec import MapSpec, RunOptions
 
-if TYPE_CHECKING:
-    import click
+HELP = """\
+Send every sample of the IN shards through a script and write the OUT shards, one for one.
+
+IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs,
+or -. OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
+"""
 
 EPILOG = """\b
 Example: keep the samples whose class is 3, and shorten their text.
@@ -24,28 +28,6 @@ Example: keep the samples whose class is 3, and shorten their text.
       return record
   $ htmapper -p keep3.py 'train-@0100.tar' 'small-@.tar.gz'
 """
-
-
-def make_command() -> click.Command:
-    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
-    import click
-
-    from tarmill.cli.options import spec_options
-
-    @click.command(
-        "map", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    )
-    @spec_options(MapSpec)
-    @spec_options(RunOptions)
-    def command(**values: Any) -> None:
-        """Send every sample of the IN shards through a script and write the OUT shards, one for one.
-
-        IN: shards such as 'train-@0100.tar' (100 of them), 'train-{000..099}.tar', a glob, a folder, @list.txt, URLs,
-        or -. OUT: as many, or 'out-@.tar' for just as many; .tar, .tar.gz, .tar.zst, .tar.xz or .tar.bz2.
-        """
-        run_command(lambda: _run(values), values["log_format"])
-
-    return command
 
 
 def _run(values: dict[str, Any]) -> None:
@@ -76,13 +58,6 @@ def read_script(path: str) -> str:
         ) from None
 
 
-def main() -> None:
-    """Entry point of the script `htmapper`."""
-    run_main(_main)
-
-
-def _main() -> None:
-    if (values := plain_values(sys.argv[1:], MapSpec, RunOptions)) is None:
-        make_command()(prog_name="htmapper")
-    else:
-        run_command(lambda: _run(values), values["log_format"])
+COMMAND = JobCommand("htmapper", "map", (MapSpec, RunOptions), _run, HELP, EPILOG)
+make_command = COMMAND.make
+main = COMMAND.main

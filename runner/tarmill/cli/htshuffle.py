@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tarmill.cli.arguments import plain_values, split_values
-from tarmill.cli.output import finish_job, run_command, run_main
-from tarmill.spec import ReorderOptions, ShuffleSpec
+from tarmill.cli.arguments import split_values
+from tarmill.cli.job_command import JobCommand
+from tarmill.cli.output import finish_job
+from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec
 
-if TYPE_CHECKING:
-    import click
+HELP = """\
+Write all samples of the IN shards, in random order over all of them, into the OUT shards.
+
+Every permutation is equally likely, and the seed alone decides which one it is: not the number of workers, not
+the plan, not an interruption. Local files are copied from straight; what is compressed or remote goes through
+memory or scratch files.
+
+IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as the cut gives.
+"""
 
 EPILOG = """\b
 Examples: a hundred shards, the same for everybody; shards of 1,000 samples; what would be done; nothing was lost.
@@ -22,49 +29,20 @@ Examples: a hundred shards, the same for everybody; shards of 1,000 samples; wha
 """
 
 
-def make_command() -> click.Command:
-    """Build the command as click knows it: for help, for mistakes, and as a part of `tarmill`."""
-    import click
-
-    from tarmill.cli.options import spec_options
-
-    @click.command(
-        "shuffle", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-    )
-    @spec_options(ShuffleSpec)
-    @spec_options(ReorderOptions)
-    def command(**values: Any) -> None:
-        """Write all samples of the IN shards, in random order over all of them, into the OUT shards.
-
-        Every permutation is equally likely, and the seed alone decides which one it is: not the number of workers, not
-        the plan, not an interruption. Local files are copied from straight; what is compressed or remote goes through
-        memory or scratch files.
-
-        IN: as for htmapper; OUT: 'out-@0100.tar' for just 100 shards, 'out-@.tar' for as many as the cut gives.
-        """
-        run_command(lambda: _run(values), values["log_format"])
-
-    return command
-
-
 def _run(values: dict[str, Any]) -> None:
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy starts threads for linear algebra, of which there is none
+    options = ReorderOptions(**split_values(ReorderOptions, values))
+    run_reorder(ShuffleSpec(**split_values(ShuffleSpec, values)), options, "htshuffle")
+
+
+def run_reorder(spec: ReorderSpec, options: RunOptions, title: str) -> None:
+    """Run a shuffle or sort as a command does."""
+    # before numpy is imported: it starts threads for linear algebra, of which there is none
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tarmill.jobs.reorder import run
 
-    options = ReorderOptions(**split_values(ReorderOptions, values))
-    spec = ShuffleSpec(**split_values(ShuffleSpec, values))
-    finish_job(lambda console: run(spec, options, console), options, "htshuffle")
+    finish_job(lambda console: run(spec, options, console), options, title)
 
 
-def main() -> None:
-    """Entry point of the script `htshuffle`."""
-    run_main(_main)
-
-
-def _main() -> None:
-    if (values := plain_values(sys.argv[1:], ShuffleSpec, ReorderOptions)) is None:
-        make_command()(prog_name="htshuffle")
-    else:
-        run_command(lambda: _run(values), values["log_format"])
+COMMAND = JobCommand("htshuffle", "shuffle", (ShuffleSpec, ReorderOptions), _run, HELP, EPILOG)
+make_command = COMMAND.make
+main = COMMAND.main

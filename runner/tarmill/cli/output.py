@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -267,17 +266,6 @@ def _say_end(event: str, message: str, trace: str, log_format: str) -> None:
 def _quiet_stdout() -> None:
     """Keep the interpreter from complaining, at its end, about a pipe that nobody reads."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def run_main(command: Callable[[], None]) -> None:
-    """Run what a script's entry point is for; the interpreter ends without a last search for circular garbage.
-
-    All memory goes with the process, so that there is nothing to find; the search costs a tenth of a short command.
-    """
-    try:
-        command()
-    finally:
-        gc.freeze()
 
 
 def finish_job(start: Callable[[Console], Report], options: RunOptions, title: str) -> None:

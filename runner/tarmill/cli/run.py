@@ -48,10 +48,9 @@ def _run(spec_file: str, options: RunOptions) -> None:
 
         run_extract(spec, options)
     elif isinstance(spec, ReorderSpec):
-        from tarmill.jobs.reorder import run as run_reorder
+        from tarmill.cli.htshuffle import run_reorder
 
-        reorder_spec, kind = spec, kind_of(spec).name
-        finish_job(lambda console: run_reorder(reorder_spec, options, console), options, kind)
+        run_reorder(spec, options, kind_of(spec).name)
 
 
 def read_manifest_text(url: str) -> dict[str, Any]:
