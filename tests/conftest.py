@@ -11,10 +11,11 @@ import datetime
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import hypothesis
 import pytest
+from support import nginx
 
 SEED = "TARMILL_TEST_SEED"
 SHARE = 10  # one row of ten
@@ -66,3 +67,15 @@ def sample(names: Iterable[str], seed: str) -> set[str]:
         rows.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         chosen.update(rows[: max(1, len(rows) // SHARE)])
     return chosen
+
+
+@pytest.fixture(scope="session")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
+    """A real web server; `make test` sees to it that there is one, so that only pytest by hand may have to do without.
+
+    Each test has a folder of its own on it.
+    """
+    if not nginx.available():
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+    with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,6 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("dask")]
 
 # distributed itself warns of this and that
 QUIET = {"PYTHONWARNINGS": "default"}
-
-
-@pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    pytest.importorskip("distributed")
-    with Clusters(tmp_path_factory.mktemp("dask")) as found:
-        yield found
-
-
-@pytest.fixture
-def cluster(clusters: Clusters) -> HoldingCluster:
-    """A scheduler and two workers; who was killed in the test before has a successor."""
-    return clusters.ready()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from support.maps import Running, bytes_of, command, counts_balance, read_json
 from support.reorder_runs import (
     JOBS,
     SHARDS,
-    Clusters,
     HoldingCluster,
     cut_small,
     put_data,
@@ -42,26 +41,6 @@ QUICK = storage.StorageSettings(
     retry_budget_s=60, backoff_first_s=0.001, backoff_most_s=0.01, connect_timeout_s=10, read_timeout_s=1
 )
 PLANS = ["memory", "external"]
-
-
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
-    if not nginx.available():
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
-    with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
-    pytest.importorskip("distributed")
-    with Clusters(tmp_path_factory.mktemp("dask")) as found:
-        yield found
-
-
-@pytest.fixture
-def cluster(clusters: Clusters) -> HoldingCluster:
-    return clusters.ready()
 
 
 @pytest.fixture

@@ -554,14 +554,6 @@ QUICK = storage.StorageSettings(
 )
 
 
-@pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
-    if not nginx.available():
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
-    with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
-        yield server
-
-
 @pytest.fixture
 def root(web: nginx.Nginx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The test's own folder on the server, with three shards in it; short pauses between tries, in this process."""

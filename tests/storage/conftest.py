@@ -36,14 +36,6 @@ def quick_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
     mem.clear()
 
 
-@pytest.fixture(scope="session")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
-    if not nginx.available():
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
-    with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
-        yield server
-
-
 @pytest.fixture(params=["file", "mem", pytest.param("http", marks=pytest.mark.real)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "file":

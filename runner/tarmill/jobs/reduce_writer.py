@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +33,7 @@ from tarmill.values import valueclass
 _BLOCK_BYTES = 256 << 10
 
 
-class _GroupWriter:
+class _GroupWriter(ABC):
     """What both have in common: the reduce, its books, and what to do about a group that fails."""
 
     def __init__(self, job: Job) -> None:
@@ -79,8 +80,9 @@ class _GroupWriter:
                 return
             record, digest = following
 
+    @abstractmethod
     def _emit(self, record: Record, name: str) -> None:
-        raise NotImplementedError
+        """Take one sample that came out of the reduce, under the key it is to have."""
 
     def _close_books(self) -> None:
         self.counts.added += self.reducer.added
