@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from tarmill.spec import KINDS, option_of
+from tarmill.spec import KINDS
+from tarmill.spec_base import option_of
 from tarmill.values import fields
 
 DOCS = Path(__file__).parent

@@ -1,148 +1,54 @@
 """The specs: what a job is, as frozen values; the one source of command line options, spec files and, later, CRDs.
 
-A field's help, default and choices stand beside it, by `option`. Names are snake_case in Python and camelCase in files;
-`to_dict` and `from_dict` convert. A spec says what bytes come out, never where it runs: that is `RunOptions`.
+A spec says what bytes come out, never where it runs: that is `RunOptions`.
 """
 
 from __future__ import annotations
 
 import re
-import types
-import typing
-from typing import Any, Self
+from typing import Any
 
 from tarmill.errors import SpecError
 from tarmill.formats.samples import DEFAULT_MAX_MEMBER_BYTES, OnError
-from tarmill.values import MISSING, Field, field, fields, valueclass
+from tarmill.spec_base import Spec, option
+from tarmill.values import valueclass
 
 API_VERSION = "tarmill.dev/v1alpha1"
 FORMAT_VERSION = 1
 """Goes into every job id: raise it when the same spec would give other bytes."""
 
-
-@valueclass
-class Option:
-    """What a command line, a spec file or a CRD needs to know of a field, besides its type and default."""
-
-    help: str
-    flags: tuple[str, ...] = ()
-    """Command line flags; () for `--field-name`, or an argument where `argument` is set."""
-    argument: bool = False
-    choices: tuple[str, ...] = ()
-    metavar: str | None = None
-    unit: str = ""
-    """"bytes" for sizes such as 500MB, "seconds" for durations such as 5m."""
-    identity: bool = False
-    """Whether the value changes the bytes that come out, so that it is part of the job id."""
-    hidden: bool = False
+_ON_ERROR = tuple(policy.value for policy in OnError)
 
 
-def option(default: Any = MISSING, *, help: str, **facts: Any) -> Any:
-    """Declare a field of a spec with its `Option`; mutable defaults are copied."""
-    metadata = {"option": Option(help=help, **facts)}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+# ---- fields that several specs have, each at its own place in the help ----------------------------------------------
 
 
-def option_of(spec_field: Field) -> Option:
-    """Give the `Option` of a field that was declared by `option`."""
-    found: Option = spec_field.metadata["option"]
-    return found
-
-
-class Spec:
-    """What all specs share: choices are checked, conversion to and from dicts."""
-
-    def __post_init__(self) -> None:
-        for spec_field in fields(self):
-            known = option_of(spec_field)
-            value = getattr(self, spec_field.name)
-            if known.choices and value not in known.choices and value != spec_field.default:
-                self.refuse(spec_field.name, f"expected one of {', '.join(known.choices)}")
-
-    def refuse(self, name: str, expected: str) -> typing.NoReturn:
-        """Raise the SpecError for a field's value: found, expected, where."""
-        value = getattr(self, name)
-        found = "given" if value is True else repr(value)
-        raise SpecError(f"{_flag(type(self), name)} is {found}; {expected}", field=name, value=value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields that differ from their defaults, in camelCase, as JSON-able values."""
-        found = {}
-        for spec_field in fields(self):
-            value = getattr(self, spec_field.name)
-            if value != spec_field.make_default():
-                found[camel(spec_field.name)] = list(value) if isinstance(value, tuple) else value
-        return found
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a spec from what `to_dict` gives or a person wrote.
-
-        Raises:
-            SpecError: an unknown field (with the nearest known one), a value of another type, a missing field.
-        """
-        hints = typing.get_type_hints(cls)
-        names = {camel(f.name): f for f in fields(cls)}
-        found = {}
-        for name, value in values.items():
-            if name not in names:
-                raise SpecError(f"unknown field {name!r}{_nearest(str(name), names)}", field=name, value=value)
-            found[names[name].name] = _checked(name, value, hints[names[name].name])
-        for name, spec_field in names.items():
-            if spec_field.required and spec_field.name not in found:
-                raise SpecError(f"field {name!r} is missing; {option_of(spec_field).help}", field=name, value=None)
-        return cls(**found)
-
-
-def camel(name: str) -> str:
-    """`max_member_bytes` -> `maxMemberBytes`."""
-    first, *rest = name.split("_")
-    return first + "".join(word.capitalize() for word in rest)
-
-
-def _flag(kind: type, name: str) -> str:
-    known = {f.name: option_of(f) for f in fields(kind)}.get(name)
-    if known is None or known.argument:
-        return name.upper()
-    return known.flags[-1] if known.flags else "--" + name.replace("_", "-")
-
-
-def _nearest(name: str, names: typing.Iterable[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Check a value from a file against the type of its field; lists become tuples."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        base = typing.get_origin(kind) or kind
-        if base is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        if base is dict and isinstance(value, dict):
-            if wrong := [item for item in value.items() if not all(isinstance(part, str) for part in item)]:
-                raise SpecError(
-                    f"field {name!r} has {wrong[0][0]!r}: {wrong[0][1]!r}; expected text on both sides: write it in "
-                    "quotes",
-                    field=name,
-                    value=value,
-                )
-            return value
-        if base is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, base) and not (base is int and isinstance(value, bool)):
-            return value
-    wanted = " or ".join(getattr(typing.get_origin(k) or k, "__name__", str(k)) for k in kinds).replace("tuple", "list")
-    raise SpecError(
-        f"field {name!r} is {value!r}; expected {wanted.replace('NoneType', 'null')}", field=name, value=value
+def _key_function(*flags: str) -> Any:
+    return option(
+        "base_plus_ext",
+        identity=True,
+        flags=flags,
+        metavar="NAME|REGEX",
+        help="How a member's name splits into key and field: base_plus_ext, dir_plus_file, last_dir, or a regex with "
+        "two groups.",
     )
 
 
-_ON_ERROR = tuple(policy.value for policy in OnError)
+def _level() -> Any:
+    return option(
+        -1, identity=True, metavar="N", help="Compression level of the output; the codec's own default when negative."
+    )
+
+
+def _exists() -> Any:
+    return option(
+        "resume",
+        choices=("fail", "resume", "overwrite"),
+        help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
+    )
+
+
+# ---- the specs -------------------------------------------------------------------------------------------------------
 
 
 @valueclass(kw_only=True)
@@ -154,14 +60,7 @@ class ReadSpec(Spec):
         argument=True,
         metavar="IN",
     )
-    key_function: str = option(
-        "base_plus_ext",
-        identity=True,
-        flags=("-k", "--key-function"),
-        metavar="NAME|REGEX",
-        help="How a member's name splits into key and field: base_plus_ext, dir_plus_file, last_dir, or a regex with "
-        "two groups.",
-    )
+    key_function: str = _key_function("-k", "--key-function")
     on_error: str = option(
         "fail",
         identity=True,
@@ -209,14 +108,8 @@ class MapSpec(ReadSpec):
     )
     keep_rest: bool = option(False, identity=True, help="With -f: pass the other fields through, as they are.")
     limit: int = option(0, identity=True, metavar="N", help="Only the first N samples of each shard; 0 for all.")
-    level: int = option(
-        -1, identity=True, metavar="N", help="Compression level of the output; the codec's own default when negative."
-    )
-    exists: str = option(
-        "resume",
-        choices=("fail", "resume", "overwrite"),
-        help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
-    )
+    level: int = _level()
+    exists: str = _exists()
     rejected: str = option(
         "", metavar="URL", help="Write the samples left out, with reasons and tracebacks, as JSON lines."
     )
@@ -278,14 +171,7 @@ class ReorderSpec(ReadSpec):
         argument=True,
         metavar="OUT",
     )
-    key_function: str = option(
-        "base_plus_ext",
-        identity=True,
-        flags=("--key-function",),
-        metavar="NAME|REGEX",
-        help="How a member's name splits into key and field: base_plus_ext, dir_plus_file, last_dir, or a regex with "
-        "two groups.",
-    )
+    key_function: str = _key_function("--key-function")
     samples_per_shard: int = option(
         0, identity=True, metavar="N", help="Cut after exactly N samples; the last shard may hold fewer."
     )
@@ -312,14 +198,8 @@ class ReorderSpec(ReadSpec):
         help="Two samples with one key that come to stand side by side, where no reader could tell them apart: give "
         "the second another key, or fail.",
     )
-    level: int = option(
-        -1, identity=True, metavar="N", help="Compression level of the output; the codec's own default when negative."
-    )
-    exists: str = option(
-        "resume",
-        choices=("fail", "resume", "overwrite"),
-        help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
-    )
+    level: int = _level()
+    exists: str = _exists()
     salt: str = option(
         "",
         identity=True,
@@ -484,6 +364,17 @@ class RunOptions(Spec):
         0.0, unit="seconds", metavar="TIME", help="End a shard that made no progress for so long; 0 for never."
     )
     scratch_dir: str = option("", metavar="DIR", help="Where outputs wait for their upload; $TMPDIR by default.")
+    s3_endpoint: str = option(
+        "", metavar="URL", help="An S3-compatible store for s3:// URLs; $AWS_ENDPOINT_URL_S3 or Amazon's by default."
+    )
+    anonymous: bool = option(False, flags=("--anon",), help="Read s3:// and gs:// without credentials.")
+    requester_pays: bool = option(False, help="Agree to pay for reading from buckets whose owners ask for it.")
+    store_options: dict[str, str] = option(
+        {},
+        flags=("--store-option",),
+        metavar="K=V",
+        help="An option of a store's library: s3.region=eu-west-1, s3.sse=aws:kms, sftp.port=2222; no secrets.",
+    )
     ca_file: str = option("", metavar="FILE", help="Certificate authorities to trust for https, as PEM.")
     verify_uploads: str = option(
         "size", choices=("none", "size", "hash"), help="After an upload compare the stored size, or read it all back."

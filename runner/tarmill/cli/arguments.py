@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tarmill.spec import Option, Spec, option_of
+from tarmill.spec_base import Option, Spec, option_of
 from tarmill.values import Field, fields
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -76,7 +76,7 @@ def split_pair(text: str, name: str) -> tuple[str, str]:
     if not equals or not key:
         import click
 
-        raise click.BadParameter(f"{text!r} is no K=V pair; write it as --{name.rstrip('s')} size=224")
+        raise click.BadParameter(f"{text!r} is no K=V pair; write it as --{name.rstrip("s").replace("_", "-")} size=224")
     return key, value
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarmill.cli.arguments import plain_values
 from tarmill.cli.output import run_command
-from tarmill.spec import Spec
+from tarmill.spec_base import Spec
 from tarmill.values import valueclass
 
 if TYPE_CHECKING:

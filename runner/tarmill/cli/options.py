@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from tarmill.cli.arguments import base_of, flags_of, read_bytes, read_seconds, split_pair, split_values
-from tarmill.spec import Option, Spec, option_of
+from tarmill.spec_base import Option, Spec, option_of
 from tarmill.values import Field, fields
 
 __all__ = ["Bytes", "Seconds", "spec_options", "split_pair", "split_values"]

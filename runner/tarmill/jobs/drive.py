@@ -22,6 +22,10 @@ def settings_of(options: RunOptions) -> storage.StorageSettings:
     """Give the storage settings that the options ask for, and put them in force in this process."""
     settings = storage.StorageSettings(
         ca_file=options.ca_file or None,
+        s3_endpoint=options.s3_endpoint or None,
+        anonymous=options.anonymous,
+        requester_pays=options.requester_pays,
+        store_options=options.store_options,
         scratch_dir=options.scratch_dir or None,
         verify_uploads=options.verify_uploads,
     )

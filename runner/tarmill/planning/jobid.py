@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from xxhash import xxh3_128_hexdigest
 
 from tarmill.planning.tasks import Shard
-from tarmill.spec import FORMAT_VERSION, ReadSpec, option_of
+from tarmill.spec import FORMAT_VERSION, ReadSpec
+from tarmill.spec_base import option_of
 from tarmill.values import fields
 
 

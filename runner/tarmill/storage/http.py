@@ -6,29 +6,28 @@ SSL_CERT_FILE, and `StorageSettings.ca_file`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 from urllib3.exceptions import HTTPError
 
 from tarmill.errors import AccessError, NotFoundError, SpecError, StorageError
-from tarmill.storage.base import Capabilities, Stat, Store, fetch_ranges
+from tarmill.storage.base import Capabilities, Stat
 from tarmill.storage.http_client import exchange
 from tarmill.storage.http_errors import raise_network_error
 from tarmill.storage.http_list import CURE, Entry, child_url, parse_index, split_prefix
 from tarmill.storage.http_objects import head, remove
 from tarmill.storage.http_read import HttpBody
 from tarmill.storage.http_write import HttpWriteStream
-from tarmill.storage.readahead import ReadAhead
+from tarmill.storage.remote import RemoteStore
 from tarmill.storage.retry import Retrier, with_retries
-from tarmill.storage.settings import current_settings
+from tarmill.storage.settings import StorageSettings, current_settings
 from tarmill.storage.urls import mask
 
 _MAX_INDEX_BYTES = 256 << 20
 _MAX_DEPTH = 32
 
 
-class HttpStore(Store):
+class HttpStore(RemoteStore):
     """http:// and https:// URLs."""
 
     schemes = ("http", "https")
@@ -38,36 +37,10 @@ class HttpStore(Store):
         """Look at one object by HEAD."""
         return head(url, current_settings())
 
-    def open_read(self, url: str, *, version: str | None = None) -> ReadAhead:
-        """Open an object; the first answer is waited for, the body is read ahead."""
-        settings = current_settings()
-        body = HttpBody(url, settings, version=version or None)
-        return ReadAhead(body, body.open(), settings.read_ahead_bytes)
-
-    def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], *, version: str | None = None) -> list[bytes]:
-        """Read ranges by range requests, neighbours merged, several in flight, all of one version."""
-        settings = current_settings()
-        pinned = version or None
-
-        def fetch(offset: int, length: int) -> bytes:
-            nonlocal pinned
-            body = HttpBody(url, settings, offset, offset + length, pinned)
-            try:
-                stat = body.open()
-                pinned = pinned or stat.version or None
-                pieces = []
-                while piece := body.read(1 << 20):
-                    pieces.append(piece)
-                return b"".join(pieces) if len(pieces) != 1 else pieces[0]
-            finally:
-                body.close()
-
-        if settings.parallel_requests < 2 or len(ranges) < 3:
-            return fetch_ranges(ranges, settings.merge_gap_bytes, fetch)
-        if pinned is None:
-            pinned = self.stat(url).version or None  # the requests in flight must agree from the first one on
-        with ThreadPoolExecutor(settings.parallel_requests, thread_name_prefix="ranges") as pool:
-            return fetch_ranges(ranges, settings.merge_gap_bytes, fetch, pool.map)
+    def _body(
+        self, url: str, settings: StorageSettings, start: int = 0, end: int | None = None, version: str | None = None
+    ) -> HttpBody:
+        return HttpBody(url, settings, start, end, version)
 
     def open_write(
         self, url: str, *, owner: str = "", exclusive: bool = False, content_type: str | None = None

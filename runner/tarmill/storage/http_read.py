@@ -8,7 +8,6 @@ so two bodies of one size stored within one second look alike to it, and to us: 
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
@@ -18,21 +17,14 @@ from urllib3.response import BaseHTTPResponse
 
 from tarmill.errors import ChangedError, StorageError
 from tarmill.storage.base import Stat
+from tarmill.storage.body import ResumingBody
 from tarmill.storage.http_client import exchange
 from tarmill.storage.http_errors import raise_network_error
-from tarmill.storage.retry import Retrier, with_retries
-from tarmill.storage.settings import StorageSettings
 from tarmill.storage.urls import mask
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/(\d+)")
-_CAUTIOUS_BYTES = 16 << 10
-_ANY_BYTES = 1 << 30
 _BODY = frozenset({200, 206, 416})
-
-
-class Stopped(Exception):
-    """Somebody closed the stream while it was waiting."""
 
 
 def header_stat(url: str, headers: Mapping[str, str], size_bytes: int | None) -> Stat:
@@ -67,92 +59,21 @@ def conditions(version: str) -> dict[str, str]:
     return {}
 
 
-class HttpBody:
-    """A `Source` of the bytes [start, end) of an object; `stat` is known from the first answer on.
+class HttpBody(ResumingBody):
+    """The body of a web object; see `ResumingBody`."""
 
-    Args:
-        url: the object.
-        settings: patience and time limits.
-        start, end: in bytes; end None = that of the object.
-        version: read this version only.
-    """
-
-    def __init__(
-        self, url: str, settings: StorageSettings, start: int = 0, end: int | None = None, version: str | None = None
-    ) -> None:
-        self._url = url
-        self._settings = settings
-        self._offset = start
-        self._end = end
-        self._version = version
-        self._stat: Stat | None = None
-        self._response: BaseHTTPResponse | None = None
-        self._stop = threading.Event()
-        self._step = _ANY_BYTES
-        self._retrier = Retrier(settings, self._pause)
-
-    def open(self) -> Stat:
-        """Send the first request, again where that helps.
-
-        Raises:
-            NotFoundError, AccessError, ChangedError, StorageError.
-        """
-        with_retries(self._connect, self._retrier)
-        return self.stat
+    _response: BaseHTTPResponse | None = None
 
     @property
-    def stat(self) -> Stat:
-        """What was opened."""
-        assert self._stat is not None, "open() comes first"
-        return self._stat
-
-    def read(self, amount: int) -> bytes:
-        """Give the next bytes, at most `amount`; b"" only where the last byte was given."""
-        while not self._stop.is_set():
-            if self._end is not None and self._offset >= self._end:
-                self._release()
-                return b""
-            try:
-                if self._response is None:
-                    self._connect()
-                data = self._read_some(amount)
-            except StorageError as error:
-                self._drop()
-                self._step = _CAUTIOUS_BYTES  # a break loses the piece being read: make some progress first
-                if self._stop.is_set():
-                    break
-                self._retrier.failed(error)
-                continue
-            if data:
-                self._offset += len(data)
-                self._retrier.progress()
-                self._step = min(2 * self._step, _ANY_BYTES)
-                return data
-            if self._end is None:  # neither Content-Length nor chunks: the end of the connection is all there is
-                self._end = self._offset
-        raise Stopped
+    def _connected(self) -> bool:
+        return self._response is not None
 
     def _read_some(self, amount: int) -> bytes:
         assert self._response is not None
-        amount = min(amount, self._step)
-        if self._end is not None:
-            amount = min(amount, self._end - self._offset)
         try:
-            data = self._response.read(amount, decode_content=False)
+            return self._response.read(amount, decode_content=False)
         except (HTTPError, OSError) as error:
             raise_network_error(error, "GET", self._url)
-        if not data and self._end is not None:
-            self._fail_short()
-        return data
-
-    def _fail_short(self) -> None:
-        shown = mask(self._url)
-        raise StorageError(
-            f"GET {shown}: the body ended at byte {self._offset} of {self._end}",
-            url=shown,
-            retryable=True,
-            network=True,
-        )
 
     def _connect(self) -> None:
         """Ask for the bytes from `_offset` on and make sure that they are what comes."""
@@ -178,26 +99,10 @@ class HttpBody:
 
     def _take_over(self, response: BaseHTTPResponse) -> None:
         skip, total = self._layout(response)
-        stat = header_stat(self._url, response.headers, total)
-        known = self._stat
-        if self._version is not None and stat.version != self._version:
-            self._changed(stat.version)
-        if known is not None and known.size_bytes is not None and total is not None and known.size_bytes != total:
-            self._changed(f"{total} bytes")
-        if self._end is not None and total is not None and self._end > total:
-            shown = mask(self._url)
-            raise StorageError(f"{shown} has {total} bytes; a range up to {self._end} was asked for", url=shown)
-        if known is None:
-            self._stat = stat
-            self._version = stat.version or None
-        if self._end is None:
-            self._end = total
+        self._agree(header_stat(self._url, response.headers, total))
         self._response = response
         while skip:  # the server has no ranges: what is known already passes by once more
-            try:
-                data = response.read(min(skip, 256 << 10), decode_content=False)
-            except (HTTPError, OSError) as error:
-                raise_network_error(error, "GET", self._url)
+            data = self._read_some(min(skip, 256 << 10))
             if not data:
                 self._fail_short()
             skip -= len(data)
@@ -223,32 +128,13 @@ class HttpBody:
             )
         return 0, None if match[3] == "*" else int(match[3])
 
-    def _changed(self, now: str) -> None:
-        shown = mask(self._url)
-        when = f"while it was being read, at byte {self._offset}" if self._stat else "since it was looked at"
-        raise ChangedError(
-            f"{shown} was replaced {when} (was {self._version}, now {now}); run again when nothing writes to it",
-            url=shown,
-        )
-
-    def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise Stopped
-
-    def interrupt(self) -> None:
-        """End a `read` in another thread."""
-        self._stop.set()
+    def _hang_up(self) -> None:
         response = self._response
         if response is not None:
             with suppress(ValueError, OSError, RuntimeError):  # it ended by itself a moment ago
                 response.shutdown()
 
-    def close(self) -> None:
-        """Give up the connection."""
-        self._stop.set()
-        self._drop()
-
-    def _release(self) -> None:
+    def _finished(self) -> None:
         """Give back a connection whose answer was read to its end; close one that would still send."""
         response = self._response
         if response is not None and response.closed:

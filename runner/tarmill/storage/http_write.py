@@ -17,6 +17,7 @@ from tarmill.storage.base import PendingCommit, Stat, WriteStream
 from tarmill.storage.http_client import drain, exchange
 from tarmill.storage.http_objects import STORED, head, head_once, remove, server_age_s
 from tarmill.storage.http_read import HttpBody
+from tarmill.storage.pending import PendingUpload, UploadCancelled
 from tarmill.storage.retry import Retrier
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.spool import Spool
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 _MAX_DAMAGED = 3
 _SLOW_STORE_BYTES_PER_S = 20e6
-_CANCEL_WAIT_S = 5.0
-
-
-class _Cancelled(Exception):
-    """The upload was told to stop."""
 
 
 class HttpWriteStream(WriteStream):
@@ -91,44 +87,6 @@ class HttpWriteStream(WriteStream):
         return self._receipt
 
 
-class PendingUpload:
-    """The `PendingCommit` of a web server."""
-
-    def __init__(self, run: Callable[[], Stat], stop: threading.Event) -> None:
-        self._call = run
-        self._stop = stop
-        self._receipt: Stat | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._receipt = self._call()
-        except BaseException as error:  # whatever it is belongs to who asks for the result
-            self._error = error
-
-    def result(self, timeout: float | None = None) -> Stat:
-        """Wait until the object is stored and looked at."""
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            raise TimeoutError
-        if self._error is not None:
-            raise self._error
-        assert self._receipt is not None
-        return self._receipt
-
-    def done(self) -> bool:
-        """Tell whether `result` would return at once."""
-        return not self._thread.is_alive()
-
-    def cancel(self) -> bool:
-        """Stop sending; True when the last byte was certainly not sent."""
-        self._stop.set()
-        self._thread.join(_CANCEL_WAIT_S)
-        return isinstance(self._error, _Cancelled)
-
-
 class _Upload:
     """Puts one spool until the server has it, or refuses."""
 
@@ -183,13 +141,13 @@ class _Upload:
     def _pieces(self) -> Iterator[bytes]:
         for piece in self._stream._spool.pieces():
             if self._stream._stop.is_set():
-                raise _Cancelled
+                raise UploadCancelled
             yield piece
         self._all_sent = True
 
     def _pause(self, seconds: float) -> None:
         if self._stream._stop.wait(seconds):
-            raise _Cancelled
+            raise UploadCancelled
 
     def _must_not_exist(self) -> None:
         try:
@@ -243,7 +201,7 @@ class _Upload:
             body.open()
             while piece := body.read(256 << 10):
                 if self._stream._stop.is_set():
-                    raise _Cancelled
+                    raise UploadCancelled
                 found.update(piece)
         finally:
             body.close()

@@ -5,10 +5,13 @@ Credentials come from each process's own environment (see `http_auth`), so that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tarmill.errors import SpecError
-from tarmill.values import valueclass
+from tarmill.values import field, valueclass
 
 VERIFY_UPLOADS = ("none", "size", "hash")
+_SECRET_WORDS = ("secret", "password", "passwd", "token", "credential", "access_key", "private_key", "customer_key")
 
 
 @valueclass
@@ -16,6 +19,10 @@ class StorageSettings:
     """Settings of all stores.
 
     Attributes:
+        s3_endpoint: URL of an S3-compatible store; None = $AWS_ENDPOINT_URL_S3, else Amazon's.
+        anonymous: ask object stores without credentials.
+        requester_pays: agree to pay for reading from object stores that ask for it.
+        store_options: "SCHEME.OPTION" -> value, for the library that serves a scheme; never a secret.
         ca_file: PEM file with certificate authorities to trust besides the system's (`--ca-file`).
         retry_budget_s: how long a request is tried again without any progress before its error is told.
         backoff_first_s, backoff_most_s: bounds of the pauses between tries; each is drawn evenly from 0 to the bound.
@@ -30,6 +37,10 @@ class StorageSettings:
     """
 
     ca_file: str | None = None
+    s3_endpoint: str | None = None
+    anonymous: bool = False
+    requester_pays: bool = False
+    store_options: Mapping[str, str] = field(default_factory=dict)
     retry_budget_s: float = 300.0
     backoff_first_s: float = 0.5
     backoff_most_s: float = 30.0
@@ -44,12 +55,37 @@ class StorageSettings:
     fsync: bool = True
 
     def __post_init__(self) -> None:
+        for name in self.store_options:
+            _check_store_option(name)
         if self.verify_uploads not in VERIFY_UPLOADS:
             raise SpecError(
                 f"verify_uploads is {self.verify_uploads!r}; expected one of {', '.join(VERIFY_UPLOADS)}",
                 field="verify_uploads",
                 value=self.verify_uploads,
             )
+
+    def options_of(self, scheme: str) -> dict[str, str]:
+        """Give the options of `store_options` for one scheme, without its name."""
+        start = f"{scheme}."
+        return {name[len(start) :]: value for name, value in self.store_options.items() if name.startswith(start)}
+
+
+def _check_store_option(name: str) -> None:
+    scheme, dot, option = name.partition(".")
+    if not (scheme and dot and option):
+        raise SpecError(
+            f"store option {name!r} names no scheme; write it as SCHEME.OPTION=VALUE, such as s3.region=eu-west-1",
+            field="store_option",
+            value=name,
+        )
+    # Options stand in process lists and specs, and travel to workers.
+    if any(word in option.lower() for word in _SECRET_WORDS):
+        raise SpecError(
+            f"store option {name!r} looks like a secret; expected credentials in the environment or in the files that "
+            "the store's own tools read, never on a command line",
+            field="store_option",
+            value=name,
+        )
 
 
 _current = StorageSettings()
