@@ -76,7 +76,8 @@ def split_pair(text: str, name: str) -> tuple[str, str]:
     if not equals or not key:
         import click
 
-        raise click.BadParameter(f"{text!r} is no K=V pair; write it as --{name.rstrip("s").replace("_", "-")} size=224")
+        flag = "--" + name.rstrip("s").replace("_", "-")
+        raise click.BadParameter(f"{text!r} is no K=V pair; write it as {flag} size=224")
     return key, value
 
 
