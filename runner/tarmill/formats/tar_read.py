@@ -9,14 +9,28 @@ webdataset's writer puts before every member. Everything else, and everything th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from struct import Struct
 
 from isal.isal_zlib import adler32
 
 from tarmill.errors import FormatError, LimitError, SampleError
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
-from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK, parse_header, parse_number
+from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK, parse_header
+from tarmill.formats.tar_learned import (
+    FILE,
+    MAX_CACHED,
+    MAX_NAMES,
+    MAX_TAILS,
+    NOTHING,
+    OTHER,
+    PARTS,
+    PAX,
+    Expected,
+    Sizes,
+    known_names,
+    known_sizes,
+    known_tails,
+)
 from tarmill.formats.tar_members import END_MARK, Member, MemberReader
 from tarmill.formats.tar_window import RawInput, Window
 
@@ -25,14 +39,6 @@ Place = tuple[int, int, str]
 
 NO_STEM = b"\0"  # a name never begins with NUL, so no member continues this stem
 _NAMES_OF_OURS = ("__key__", "__url__", "key")
-PARTS = Struct("148s8s356s")
-"""A header block: what stands before the checksum, the checksum, the rest from the type flag on."""
-NOTHING = (b"", b"", b"")
-FILE, PAX, OTHER = range(3)
-"""What the fixed part of a header stands for."""
-_MAX_CACHED = 4096
-_MAX_TAILS = 64
-_MAX_NAMES = 64
 
 
 def iter_samples(
@@ -109,48 +115,6 @@ def _split_dotted(name: bytes) -> tuple[bytes, bytes]:
     return name[:slash] + stem, field
 
 
-class Expected(dict[bytes, int]):
-    """Checksum field -> low half of adler32 over the header's first 148 bytes, given its fixed part.
-
-    The low half of adler32 is 1 + the sum of the bytes (modulo 65521, which 148 bytes cannot reach).
-    """
-
-    def __init__(self, tail: bytes) -> None:
-        super().__init__()
-        self.rest = sum(tail) + 8 * 32 - 1
-
-    def __missing__(self, text: bytes) -> int:
-        if len(self) > _MAX_CACHED:
-            self.clear()
-        # six digits, NUL and blank is what nearly all write; anything else is looked at with care
-        plain = text[:6].isdigit() and text[6:] == b"\0 "
-        self[text] = expected = (int(text[:6], 8) if plain else parse_number(text)) - self.rest
-        return expected
-
-
-class _Sizes(dict[bytes, int]):
-    """Size field, all 12 bytes -> size, for sizes that the hot loop may take; `ValueError` for any other."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self.limit = limit
-
-    def __missing__(self, text: bytes) -> int:
-        size = int(text[:11], 8) if text[:11].isdigit() and text[11] in b"\0 " else parse_number(text)
-        if not 0 <= size <= self.limit:
-            raise ValueError(f"{size} bytes are for the slow path")
-        if len(self) > _MAX_CACHED:
-            self.clear()
-        self[text] = size
-        return size
-
-
-# What one shard teaches serves the next: plain values, so that threads may share them.
-_known_tails: dict[bytes, tuple[int, Expected]] = {}
-_known_sizes: dict[int, _Sizes] = {}
-_known_names: dict[bytes, str] = {}
-
-
 class SampleReader:
     """State of one pass over a shard: `run` is the hot loop, the other methods are what it does seldom."""
 
@@ -165,7 +129,7 @@ class SampleReader:
         self.split = key_function(options.key_function)
         self.policy = OnError(options.on_error)
         self.fast = options.fast and options.key_function == "base_plus_ext"
-        self.tails = _known_tails if self.fast else {}
+        self.tails = known_tails if self.fast else {}
         self.wanted: dict[bytes, str]
         """What stands behind the key's dot in a name field, NUL padding included -> the field, where it is loaded."""
         self.unwanted: dict[bytes, str]
@@ -380,7 +344,7 @@ class SampleReader:
     def plain_sizes(self) -> dict[bytes, int]:
         """Give the sizes, by size field, of members that a hot loop may take."""
         limit = min(self.options.max_member_bytes, self.window.size // 2)
-        return _known_sizes.setdefault(limit, _Sizes(limit))
+        return known_sizes.setdefault(limit, Sizes(limit))
 
     def plain_member(self, front: bytes, size: int, at: int, begun: int) -> Member:
         """Describe a member that a hot loop has found, as the slow path does.
@@ -411,7 +375,7 @@ class SampleReader:
                 kind = FILE
         known = kind, Expected(tail)
         if kind != OTHER:  # what these stand for is the same in every shard
-            if len(self.tails) > _MAX_TAILS:
+            if len(self.tails) > MAX_TAILS:
                 self.tails.clear()
             self.tails[tail] = known
         return known
@@ -480,7 +444,7 @@ class SampleReader:
         unwanted: dict[bytes, str] = {}
         load = self.options.load
         if self.fast:
-            for name, field in list(_known_names.items()):
+            for name, field in list(known_names.items()):
                 (wanted if load is None or field in load else unwanted)[name] = field
         return wanted, unwanted
 
@@ -493,11 +457,11 @@ class SampleReader:
         plain = block_name.partition(b"\0")[0] == member.name and name and 47 not in name
         if plain and field != "key" and not field.startswith("__"):
             names = self.wanted if self.options.load is None or field in self.options.load else self.unwanted
-            if len(names) > _MAX_CACHED:
+            if len(names) > MAX_CACHED:
                 names.clear()
             names[name] = field
-            if len(_known_names) < _MAX_NAMES:
-                _known_names[name] = field
+            if len(known_names) < MAX_NAMES:
+                known_names[name] = field
         return stem
 
     def _doubled(self, key: str, field: str) -> None:

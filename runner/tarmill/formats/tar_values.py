@@ -12,7 +12,8 @@ from isal.isal_zlib import adler32
 
 from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
 from tarmill.formats.tar_header import BLOCK
-from tarmill.formats.tar_read import FILE, PARTS, PAX, Expected, SampleReader
+from tarmill.formats.tar_learned import FILE, PARTS, PAX, Expected
+from tarmill.formats.tar_read import SampleReader
 from tarmill.formats.tar_window import RawInput
 
 BATCH_BYTES = 64 << 10

@@ -18,7 +18,9 @@ from tarmill.formats.rows import row_encoder
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_tasks, settings_of
 from tarmill.jobs.error_limit import ErrorLimit
-from tarmill.jobs.extract_shard import EncodedRows, Request, extract_shard, row_codec
+from tarmill.jobs.extract_places import row_codec
+from tarmill.jobs.extract_request import Request
+from tarmill.jobs.extract_shard import EncodedRows, extract_shard
 from tarmill.jobs.inputs import find_shards, refuse_inputs, total_bytes
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import refuse_existing

@@ -9,98 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
-from tarmill.errors import SampleError, SpecError, UsageError
+from tarmill.errors import SampleError
 from tarmill.formats.column_values import Documents
-from tarmill.formats.columns import Column, parse_columns
-from tarmill.formats.compression import compress
 from tarmill.formats.rows import NULL_CELL, encode_contents, row_encoder
-from tarmill.formats.samples import OnError, ReadOptions, Record, Tally
+from tarmill.formats.samples import OnError, Record, Tally
+from tarmill.jobs.extract_places import RowSpool, ShardPart
+from tarmill.jobs.extract_request import Request
 from tarmill.jobs.shard_io import open_samples, open_values
 from tarmill.planning.counts import Counts
 from tarmill.planning.extract_tasks import ExtractDone, ExtractTask
 from tarmill.spec import ExtractSpec
-from tarmill.values import valueclass
 
 if TYPE_CHECKING:
-    from tarmill.formats.where import Where
     from tarmill.planning.aggregates import Aggregate
 
 BATCH_BYTES = 64 << 10
 BATCH_ROWS = 512
-
-_CODECS = {"gz": "gz", "bz2": "bz2", "xz": "xz", "zst": "zst"}
-_UNKNOWN_CODECS = frozenset({"lz4", "br", "zip", "z", "7z", "lzma", "sz", "snappy"})
-
-
-@valueclass
-class Request:
-    """What a spec asks for, parsed and checked."""
-
-    columns: tuple[Column, ...]
-    where: Where | None
-    aggregate: str
-    """"count", "top", "stats", "keys", or "" for rows."""
-
-    @classmethod
-    def of(cls, spec: ExtractSpec) -> Request:
-        """Parse the columns and the filter of a spec.
-
-        Raises:
-            UsageError: they cannot be read, do not go together, or need a library that is not there.
-        """
-        wanted = {"count": spec.count, "top": bool(spec.top), "stats": spec.stats, "keys": spec.keys}
-        chosen = [name for name, on in wanted.items() if on]
-        if len(chosen) > 1:
-            raise SpecError(
-                f"--{chosen[0]} and --{chosen[1]} are asked for together; expected one of "
-                "--count, --top, --stats, --keys in a run",
-                field=chosen[1],
-                value=True,
-            )
-        if spec.top < 0:
-            spec.refuse("top", "expected how many rows to print, such as 10")
-        aggregate = chosen[0] if chosen else ""
-        if aggregate and spec.format == "parquet":
-            spec.refuse("format", f"--{aggregate} is written as text, jsonl or csv")
-        columns = parse_columns(spec.columns)
-        if columns and aggregate == "keys":
-            spec.refuse("columns", "--keys looks at all fields: leave -f away")
-        if not columns and aggregate in ("top", "stats"):
-            spec.refuse("columns", f"--{aggregate} needs at least one column, such as -f cls")
-        if not columns and not aggregate:
-            columns = parse_columns(["__key__"])
-        documents = Documents()
-        for column in columns:
-            column.compile(documents)  # tells now of a library that is missing
-        return cls(columns, _parsed_where(spec.where) if spec.where else None, aggregate)
-
-    @property
-    def names(self) -> list[str]:
-        """The columns' names."""
-        return [column.text for column in self.columns]
-
-    def read_options(self, spec: ExtractSpec) -> ReadOptions:
-        """Give the reader's options: nothing is loaded that no column or filter needs."""
-        load = frozenset[str]().union(
-            *(column.needs for column in self.columns), self.where.needs if self.where else ()
-        )
-        sizes = (
-            self.aggregate == "keys"
-            or any(column.needs_sizes for column in self.columns)
-            or (self.where is not None and self.where.needs_sizes)
-        )
-        return ReadOptions(spec.key_function, load, sizes, spec.on_error, spec.max_member)
-
-    def only_contents(self, spec: ExtractSpec) -> str:
-        """Name the field whose contents are all that is asked for, as lines of text; "" where it is anything else."""
-        plain = spec.format == "text" and not self.aggregate and self.where is None and len(self.columns) == 1
-        return self.columns[0].fields[0] if plain and _is_plain(self.columns[0]) else ""
-
-
-def _parsed_where(text: str) -> Where:
-    from tarmill.formats.where import Where
-
-    return Where.parse(text)
 
 
 def _aggregate(spec: ExtractSpec, request: Request) -> Aggregate | None:
@@ -109,23 +33,6 @@ def _aggregate(spec: ExtractSpec, request: Request) -> Aggregate | None:
     from tarmill.planning.aggregates import make_aggregate
 
     return make_aggregate(request.aggregate, request.names, spec.top)
-
-
-def row_codec(url: str) -> str:
-    """Tell how a file of rows is compressed, by its name: "gz", "bz2", "xz", "zst" or "none".
-
-    Raises:
-        SpecError: the extension names a compression that cannot be written.
-    """
-    extension = url.rsplit("/", 1)[-1].rpartition(".")[2].lower()
-    if extension in _UNKNOWN_CODECS:
-        raise SpecError(
-            f"the extension .{extension} of output {storage.mask(url)!r} names a compression that is not written here; "
-            "expected .gz, .zst, .xz, .bz2 or none",
-            field="output",
-            value=storage.mask(url),
-        )
-    return _CODECS.get(extension, "none")
 
 
 def extract_shard(task: ExtractTask) -> ExtractDone:
@@ -139,7 +46,7 @@ def extract_shard(task: ExtractTask) -> ExtractDone:
     storage.configure(task.settings)
     request = Request.of(spec)
     with ExitStack() as stack:
-        place: _Part | _Spool = _Part(task.output, task.job, meter) if task.output else _Spool(task, meter)
+        place: ShardPart | RowSpool = ShardPart(task.output, task.job, meter) if task.output else RowSpool(task, meter)
         stack.enter_context(place)
         aggregate = _aggregate(spec, request)
         rows = None if aggregate is not None else _row_sink(spec, request, place.write, whole=bool(task.output))
@@ -364,10 +271,6 @@ def _batches(samples: Iterable[Record], field: str) -> Iterator[list[bytes] | Re
     yield values
 
 
-def _is_plain(column: Column) -> bool:
-    return column.kind == "binary" and len(column.fields) == 1 and column.fields != ("key",)
-
-
 def _failing(get: Callable[[Record], Any], record: Record) -> bool:
     try:
         get(record)
@@ -378,71 +281,3 @@ def _failing(get: Callable[[Record], Any], record: Record) -> bool:
 
 def _nowhere(rows: Sequence[Any]) -> None:
     raise AssertionError("rows come either into an aggregate or into a sink")
-
-
-class _Part:
-    """A shard's own output: compressed as its name says, committed whole."""
-
-    def __init__(self, url: str, owner: str, meter: Meter) -> None:
-        self._stream = storage.open_write(url, owner=owner)
-        self._meter = meter
-        self._packer = compress(self._stream, row_codec(url))
-
-    def write(self, data: bytes) -> None:
-        self._packer.write(data)
-        self._meter.written_bytes = self._stream.bytes_written
-
-    def commit(self) -> tuple[bytes, str]:
-        self._packer.finish()
-        self._stream.commit()
-        self._meter.written_bytes = self._stream.bytes_written
-        return b"", self._stream.url
-
-    def __enter__(self) -> _Part:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stream.abort()  # nothing happens after a commit
-
-
-class _Spool:
-    """Rows on their way to the driver: in memory while they are few, then in a file of the spool folder."""
-
-    def __init__(self, task: ExtractTask, meter: Meter) -> None:
-        self._task = task
-        self._meter = meter
-        self._blocks: list[bytes] = []
-        self._size = 0
-        self._stream: storage.WriteStream | None = None
-
-    def write(self, data: bytes) -> None:
-        self._meter.written_bytes += len(data)
-        if self._stream is not None:
-            self._stream.write(data)
-            return
-        self._blocks.append(data)
-        self._size += len(data)
-        if self._size > self._task.inline_bytes:
-            if not self._task.spool:
-                limit = f"{self._task.inline_bytes >> 20} MiB"
-                raise UsageError(
-                    f"{self._task.label} gives more than {limit}, which is not sent through a scheduler; name an "
-                    "output that all workers reach, as in -o rows.txt, or a folder that they share with --scratch-dir"
-                )
-            url = f"{self._task.spool}rows-{self._task.index:07d}"
-            self._stream = storage.open_write(url, owner=self._task.job)
-            self._stream.write_all(self._blocks)
-            self._blocks.clear()
-
-    def commit(self) -> tuple[bytes, str]:
-        if self._stream is None:
-            return b"".join(self._blocks), ""
-        self._stream.commit()
-        return b"", self._stream.url
-
-    def __enter__(self) -> _Spool:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._stream is not None:
-            self._stream.abort()  # nothing happens after a commit
