@@ -18,9 +18,10 @@ from support.maps import IDENTITY, pairs_of, put_records, put_shards, run_map
 from tarmill import storage
 from tarmill.errors import JobFailed, NotFoundError, SpecError, TarmillError
 from tarmill.formats.digest import to_hex
-from tarmill.formats.sidecars import SIDECARS
+from tarmill.formats.sidecar_names import SIDECARS
 from tarmill.formats.tar_write import TarSink
-from tarmill.jobs.sidecars import place_of, run
+from tarmill.jobs.sidecar_places import place_of
+from tarmill.jobs.sidecars import run
 from tarmill.spec import RunOptions
 
 ALL = tuple(SIDECARS)

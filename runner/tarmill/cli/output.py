@@ -214,6 +214,8 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"{label:<{width}}{number:>12,} {text}"
     if report.manifest and report.succeeded:
         yield f"{'manifest':<{width}}{report.manifest}"
+    for written in report.index:
+        yield f"{'index':<{width}}{written}"
 
 
 def _balance(report: Report) -> str:
