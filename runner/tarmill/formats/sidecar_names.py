@@ -48,7 +48,7 @@ def refuse_compressed(shard: str, codec: str, wanted: Sequence[str]) -> None:
             shard,
             seeking[0],
             f"it is compressed ({codec}), and its reader looks only into plain tars, by offset; write plain tars (of "
-            f"one that is there, by `tarmill cat`), or leave out {' and '.join(seeking)}",
+            f"one that is there, by `tarmill cat`), or leave out {', '.join(seeking)}",
         )
 
 

@@ -53,7 +53,7 @@ def plan_index(wanted: Sequence[str], pattern: ShardPattern, outputs: Sequence[s
     for url in outputs:
         refuse_compressed(storage.mask(url), codec_for(url), places.wanted)
     for kind, url in places.of_data_set().items():
-        data_set_file(kind, places.stem, (), bytes_at(url))
+        data_set_file(kind, places.stem, (), bytes_at(url) if kind != "wids" else None)
     return places
 
 
