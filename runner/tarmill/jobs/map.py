@@ -200,8 +200,8 @@ def _run_tasks(
 ) -> None:
     limit = ErrorLimit.parse(found.spec.max_errors)
     if found.folder:
-        pattern, keep = ShardPattern.parse(found.spec.output), found.spec.index if found.spec.exists == "resume" else ()
-        withdraw_index(found.manifest, pattern, found.job, keep)
+        keep = found.spec.index if found.spec.exists == "resume" else ()
+        withdraw_index(found.manifest, ShardPattern.parse(found.spec.output), found.job, keep)
         withdraw(found.manifest)
         found.folder.begin({"kind": _KIND, "output": storage.mask(found.spec.output), "shards": len(found.shards)})
     with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output]) as engine:
