@@ -10,6 +10,7 @@ from typing import Any
 
 from tarmill.errors import SpecError
 from tarmill.formats.samples import DEFAULT_MAX_MEMBER_BYTES, OnError
+from tarmill.formats.sidecar_names import SIDECARS
 from tarmill.spec_base import Spec, option
 from tarmill.values import valueclass
 
@@ -45,6 +46,15 @@ def _exists() -> Any:
         "resume",
         choices=("fail", "resume", "overwrite"),
         help="Outputs that are there already: fail, resume the same job (another job's: fail), or overwrite.",
+    )
+
+
+def _index() -> Any:
+    return option(
+        (),
+        choices=SIDECARS,
+        metavar="A,B",
+        help="Write the index files of these readers beside the output: wids, energon, dali, sizes (open_clip), timm.",
     )
 
 
@@ -110,6 +120,7 @@ class MapSpec(ReadSpec):
     limit: int = option(0, identity=True, metavar="N", help="Only the first N samples of each shard; 0 for all.")
     level: int = _level()
     exists: str = _exists()
+    index: tuple[str, ...] = _index()
     rejected: str = option(
         "", metavar="URL", help="Write the samples left out, with reasons and tracebacks, as JSON lines."
     )
@@ -200,6 +211,7 @@ class ReorderSpec(ReadSpec):
     )
     level: int = _level()
     exists: str = _exists()
+    index: tuple[str, ...] = _index()
     salt: str = option(
         "",
         identity=True,

@@ -23,6 +23,7 @@ class Option:
     """Command line flags; () for `--field-name`, or an argument where `argument` is set."""
     argument: bool = False
     choices: tuple[str, ...] = ()
+    """What its value may be; of a field that holds several, each of them."""
     metavar: str | None = None
     unit: str = ""
     """"bytes" for sizes such as 500MB, "seconds" for durations such as 5m."""
@@ -52,8 +53,16 @@ class Spec:
         for spec_field in fields(self):
             known = option_of(spec_field)
             value = getattr(self, spec_field.name)
-            if known.choices and value not in known.choices and value != spec_field.default:
-                self.refuse(spec_field.name, f"expected one of {', '.join(known.choices)}")
+            if known.choices and value != spec_field.default:
+                self._check_choice(spec_field.name, value, known.choices)
+
+    def _check_choice(self, name: str, value: Any, choices: tuple[str, ...]) -> None:
+        if not isinstance(value, tuple):
+            if value not in choices:
+                self.refuse(name, f"expected one of {', '.join(choices)}")
+        elif unknown := [item for item in value if item not in choices]:
+            told = f"{_flag(type(self), name)} has {unknown[0]!r}; expected some of {', '.join(choices)}"
+            raise SpecError(told, field=name, value=value)
 
     def refuse(self, name: str, expected: str) -> typing.NoReturn:
         """Raise the SpecError for a field's value: found, expected, where."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,13 @@ def test_errors_have_a_message_and_an_exit_code(folder, arguments, code, message
 
 def test_it_stands_in_the_help_of_tarmill():
     assert "index" in CliRunner().invoke(main.command, ["--help"]).stdout
+
+
+@pytest.mark.parametrize("way", ["good", "bad shard", "refused"])
+def test_json_lines_are_json_to_the_last_line(folder, way):
+    if way == "bad shard":
+        (folder / "in-1.tar").write_bytes(b"no tar")
+    pattern = "in-@4.tar" if way == "refused" else "in-@3.tar"
+    result = call(pattern, "--write", "sizes", "--log-format", "json")
+    events = [json.loads(line)["event"] for line in result.stderr.splitlines()]
+    assert events[-1] == ("wrote" if way == "good" else "error")

@@ -63,6 +63,14 @@ def test_faults_are_told_on_standard_error_with_the_shards_and_exit_code_1():
     assert result.stderr.splitlines()[-1] == "error: out-@.tar is not as it should be: 3 faults in 2 shards"
 
 
+def test_json_lines_are_json_to_the_last_line():
+    assert [json.loads(line)["event"] for line in verify("out-@.tar", "--log-format", "json").stderr.splitlines()]
+    os.unlink("out-000002.tar")
+    events = [json.loads(line) for line in verify("out-@.tar", "--log-format", "json").stderr.splitlines()]
+    assert [event["event"] for event in events[-2:]] == ["fault", "error"]
+    assert events[-2]["message"] == "out-000002.tar is not there"
+
+
 def test_the_samples_that_differ_are_named():
     change("out-000001.tar")
     os.unlink("out.manifest.json")

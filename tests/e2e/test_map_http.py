@@ -67,6 +67,23 @@ def test_nginx_to_nginx_gives_the_bytes_of_files(web: nginx.Nginx, root: Path, t
     assert not [line for line in web.requests()[before:] if '"PUT' in line and "out-0" in line]
 
 
+def test_index_files_lie_beside_the_shards_on_the_server_as_beside_files(
+    web: nginx.Nginx, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "up.py").write_text(UPPER)
+    there, arguments = f"{web.base}/{root.name}", ["-p", "up.py", "-j", "2", "--index", "wids,energon,dali,sizes,timm"]
+    done = command([*arguments, f"{there}/in-@{SHARDS}.tar", f"{there}/out-@.tar"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = command([*arguments, f"{root}/in-@{SHARDS}.tar", "files/out-@.tar"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = {path.relative_to(tmp_path / "files") for path in (tmp_path / "files").rglob("*") if path.is_file()}
+    files = {path for path in files if "_tarmill" not in path.parts and path.name != "out.manifest.json"}
+    assert len(files) == 3 * SHARDS + 4
+    assert {path: (root / path).read_bytes() for path in files} == {
+        path: (tmp_path / "files" / path).read_bytes() for path in files
+    }
+
+
 READING: dict[str, list[Fault | None]] = {
     "cuts": [Cut(0), Cut(1), Cut(700), Cut(100_000)],
     "resets": [Reset(0), Reset(5000), Reset(200_000)],

@@ -290,3 +290,16 @@ def test_an_input_that_is_replaced_after_it_was_copied_changes_nothing(
     run(data, "shuffle", "made/out-@.tar", plan="external", listener=replace, options={"scheduler": cluster.address})
     assert replace.stages[-1].startswith("second pass")
     assert bytes_of(data / "made") == bytes_of(data / "alone")
+
+
+def test_dask_writes_the_index_files_of_one_process(cluster: HoldingCluster, data: Path) -> None:
+    wanted = ("wids", "energon", "dali", "sizes", "timm")
+    source = source_of("shuffle", data)
+    shuffle(source, data / "alone/out-@.tar", seed="1", index=wanted)
+    shuffle(source, data / "dask/out-@.tar", seed="1", index=wanted, options={"scheduler": cluster.host_and_port})
+    names = {path.relative_to(data / "alone") for path in (data / "alone").rglob("*") if path.is_file()}
+    names = {name for name in names if "_tarmill" not in name.parts and name.name != "out.manifest.json"}
+    assert {name.suffix for name in names} == {".tar", ".idx", ".json"}
+    assert {name: (data / "dask" / name).read_bytes() for name in names} == {
+        name: (data / "alone" / name).read_bytes() for name in names
+    }

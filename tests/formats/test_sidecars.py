@@ -16,7 +16,7 @@ from support import tars
 from support.tar_reading import URL
 
 from tarmill.errors import SpecError
-from tarmill.formats import sidecars
+from tarmill.formats import sidecar_names, sidecars
 from tarmill.formats.index import index_shard
 from tarmill.formats.sidecars import DaliIndex, ShardFacts
 
@@ -153,6 +153,25 @@ def test_dali_index_is_refused_where_dali_would_misread_it(data, what):
         dali_of(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (LINKED, "stored as a hardlink"),
+        (tars.old_gnu_sparse("s.bin", [(100, 3)], b"abc", 1024) + tars.END, "stored as a sparse"),
+        (tars.by_tarfile([("k" * 99 + ".x", b"1")], tarfile.PAX_FORMAT), "more than 100 bytes"),
+    ],
+    ids=["hard link", "sparse", "long name"],
+)
+def test_wids_index_is_refused_where_wids_would_misread_the_shard(data, what):
+    with pytest.raises(SpecError, match=rf"{URL}: no wids index.*{what}"):
+        index_shard(io.BytesIO(data), URL, visit=lambda record: sidecars.check_for_wids(record, URL))
+
+
+def test_wids_reads_names_of_100_bytes():
+    data = tars.ustar([("k" * 98 + ".x", b"1")])
+    index_shard(io.BytesIO(data), URL, visit=lambda record: sidecars.check_for_wids(record, URL))
+
+
 def test_bytes_of_names_come_into_dalis_index_as_they_are():
     assert dali_of(tars.ustar([(b"\xff.x", b"1")])).endswith(b"x 512 1 \xff.x\n")
 
@@ -161,13 +180,13 @@ def test_bytes_of_names_come_into_dalis_index_as_they_are():
     ("name", "dali"), [("a.tar", "a.idx"), ("d.x/a-0.tar", "d.x/a-0.idx"), ("a.b.tar", "a.idx"), ("a", "a.idx")]
 )
 def test_dali_index_is_named_as_wds2idx_names_it(name, dali):
-    assert sidecars.dali_index_name(name) == dali
+    assert sidecar_names.dali_index_name(name) == dali
 
 
 def test_energon_index_is_named_as_energon_looks_for_it():
-    assert sidecars.energon_index_name("d/a.tar") == "d/a.tar.idx"
+    assert sidecar_names.energon_index_name("d/a.tar") == "d/a.tar.idx"
     with pytest.raises(SpecError, match=r"ends with '\.tar'"):
-        sidecars.energon_index_name("a.shard")
+        sidecar_names.energon_index_name("a.shard")
 
 
 def test_wids_index_has_every_shard_sorted_by_url():
@@ -225,7 +244,7 @@ def test_a_file_that_is_there_and_no_such_file_is_not_written_over(known):
 
 
 def test_compressed_shards_are_refused_only_for_readers_that_seek():
-    sidecars.refuse_compressed(URL, "gz", ("wids", "sizes", "timm"))
-    sidecars.refuse_compressed(URL, "none", sidecars.SIDECARS)
-    with pytest.raises(SpecError, match=r"compressed \(zst\).*only into plain tars.*leave out energon and dali"):
-        sidecars.refuse_compressed(URL, "zst", sidecars.SIDECARS)
+    sidecar_names.refuse_compressed(URL, "gz", ("sizes", "timm"))
+    sidecar_names.refuse_compressed(URL, "none", sidecar_names.SIDECARS)
+    with pytest.raises(SpecError, match=r"compressed \(zst\).*only into plain tars.*leave out wids, energon, dali"):
+        sidecar_names.refuse_compressed(URL, "zst", sidecar_names.SIDECARS)

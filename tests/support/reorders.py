@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -157,7 +158,7 @@ def scratch_in(folder: Path, job: str = "*") -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.glob(f"_tarmill/{job}/**/*")
-        if path.name != "job.json" and not (path.name.startswith("shard-") and path.suffix == ".json")
+        if path.name != "job.json" and not re.fullmatch(r"(shard|index)-\d+\.json", path.name)
     )
 
 

@@ -145,7 +145,7 @@ def _flag_and_value(word: str) -> tuple[str, str | None]:
 
 def _convert(field: Field, text: str) -> Any:
     known = option_of(field)
-    if known.choices:
+    if known.choices and base_of(field) != "tuple":
         if text not in known.choices:
             raise ValueError(f"{text!r} is none of {known.choices}")
         return text

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import Console, run_command, say
+from tarmill.cli.output import Console, run_command
 from tarmill.spec import RunOptions
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ Example: let wids, DALI and open_clip begin without a scan.
     metavar="A,B",
     help="Write the files of these readers beside the shards: wids, energon, dali, sizes (open_clip), timm.",
 )
-@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report", "log_format"))
+@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report"))
 def command(inputs: str, write: tuple[str, ...], **values: Any) -> None:
     """Count samples, members and bytes of the IN shards; read everything and digest it, or write index files."""
-    run_command(lambda: _run(inputs, write, values))
+    run_command(lambda: _run(inputs, write, values), values["log_format"])
 
 
 def _run(inputs: str, write: tuple[str, ...], values: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def _run(inputs: str, write: tuple[str, ...], values: dict[str, Any]) -> None:
         click.echo(line)
     if not options.quiet:
         for written in report.written:
-            say(f"wrote {written}")
+            console.tell("wrote", written, "wrote ")
 
 
 def table(report: IndexReport) -> Iterator[str]:

@@ -113,6 +113,13 @@ class Console(Listener):
         elif not self._quiet:
             self._print(message)
 
+    def tell(self, event: str, message: str, before: str = "") -> None:
+        """Pass on a result, quiet or not; `before` stands before it where no JSON names the event."""
+        if self._json:
+            self._emit(event, message=message)
+        else:
+            self._print(before + message)
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
@@ -214,6 +221,8 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"{label:<{width}}{number:>12,} {text}"
     if report.manifest and report.succeeded:
         yield f"{'manifest':<{width}}{report.manifest}"
+    for written in report.index:
+        yield f"{'index':<{width}}{written}"
 
 
 def _balance(report: Report) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import Console, run_command, say
+from tarmill.cli.output import Console, run_command
 from tarmill.errors import JobFailed, UsageError
 from tarmill.spec import RunOptions
 
@@ -37,10 +37,10 @@ MAX_FAULTS = 20
     help="How names split into key and field; as for the job that wrote OUT.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
-@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report", "log_format"))
+@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report"))
 def command(shards: tuple[str, ...], key_function: str, as_json: bool, **values: Any) -> None:
     """Read OUT again and check it against its manifest; with IN, prove that it holds just the samples of IN."""
-    run_command(lambda: _run(shards, key_function, as_json, values))
+    run_command(lambda: _run(shards, key_function, as_json, values), values["log_format"])
 
 
 def _run(shards: tuple[str, ...], key_function: str, as_json: bool, values: dict[str, Any]) -> None:
@@ -63,10 +63,10 @@ def _run(shards: tuple[str, ...], key_function: str, as_json: bool, values: dict
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
     for note in report.notes:
-        say(f"note: {note}")
+        console.tell("note", note, "note: ")
     if not report.ok:
         for line in fault_lines(report):
-            say(line)
+            console.tell("fault", line)
         raise JobFailed(verdict(report))
     if not as_json:
         click.echo(summary(report))

@@ -11,8 +11,9 @@
 All of these readers split names as `base_plus_ext` does, so this key function is the only one they can be written for.
 Files that several data sets of a folder share are brought up to date: what they say of other shards stays.
 
-Sources: webdataset's `wids_index.py` and `wids_specs.py`; energon's `itar.py`, `prepare.py`, `structs.py`; DALI's
-`wds2idx.py` and `webdataset_loader.cc`; open_clip's `data.py`; timm's `reader_wds.py`.
+Sources: wids' `wids_index.py`, `wids_specs.py`, `wids_mmtar.py` (0.1.11); energon's `itar.py`, `prepare.py`,
+`structs.py`, `metadata.py` (7.4.1); DALI's `wds2idx.py` and `webdataset_loader.cc`; open_clip's `data.py`; timm's
+`reader_wds.py` (1.0.31).
 """
 
 from __future__ import annotations
@@ -20,20 +21,18 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tarmill.errors import SpecError
 from tarmill.formats.index import Bound, ShardIndex, fields_of
 from tarmill.formats.samples import Record
+from tarmill.formats.sidecar_names import ENERGON_INFO, SIZES, TIMM_INFO, refusal
+from tarmill.values import valueclass
 
-SIDECARS = ("wids", "energon", "dali", "sizes", "timm")
-ENERGON_INFO = ".nv-meta/.info.json"
-SIZES = "sizes.json"
-TIMM_INFO = "_info.json"
+_WIDS_NAME_BYTES = 100
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class ShardFacts:
     """What data set files say of one shard."""
 
@@ -51,9 +50,47 @@ class ShardFacts:
         return self.name.rpartition("/")[2]
 
 
-def wids_name(stem: str) -> str:
-    """Name the wids index of a data set, whose stem is the pattern's: "train" -> "train.wids.json"."""
-    return f"{stem}.wids.json"
+def data_set_file(kind: str, stem: str, shards: Sequence[ShardFacts], known: bytes | None) -> bytes:
+    """Write the file of one of `SIDECARS` that stands for a whole data set.
+
+    Args:
+        kind: any but "dali", which has none.
+        stem: of the data set's pattern.
+        shards: all of the data set, in order.
+        known: the file as it was, where there is one.
+
+    Raises:
+        SpecError: the file as it was is none of this kind.
+    """
+    if kind == "wids":
+        return wids_json(shards, stem)
+    if kind == "energon":
+        return energon_info(shards, known)
+    return sizes_json(shards, known) if kind == "sizes" else timm_info(shards, stem, known)
+
+
+def without_data_set(kind: str, stem: str, names: Sequence[str], known: bytes) -> bytes | None:
+    """Take a data set out of such a file; None where nothing is left, so that the file can go.
+
+    Args:
+        kind, stem, known: as for `data_set_file`.
+        names: of the data set's shards, relative to its folder.
+
+    Raises:
+        SpecError: the file is none of this kind.
+    """
+    if kind == "wids":
+        return None
+    if kind == "sizes":
+        gone = {name.rpartition("/")[2] for name in names}
+        left = {name: count for name, count in _read_json(known, SIZES).items() if name not in gone}
+        return _to_json(left) if left else None
+    file, part, gone = (
+        (ENERGON_INFO, "shard_counts", set(names)) if kind == "energon" else (TIMM_INFO, "splits", {stem})
+    )
+    info = _read_json(known, file)
+    left = {name: told for name, told in _dict_of(info, part, file).items() if name not in gone}
+    return _to_json(info | {part: left}) if left else None
 
 
 def wids_json(shards: Sequence[ShardFacts], stem: str) -> bytes:
@@ -65,15 +102,21 @@ def wids_json(shards: Sequence[ShardFacts], stem: str) -> bytes:
     return _to_json({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": stem, "shardlist": entries})
 
 
-def energon_index_name(name: str) -> str:
-    """Name the index of a shard as energon looks for it: "a.tar" -> "a.tar.idx".
+def check_for_wids(record: Record, shard: str) -> None:
+    """Refuse a sample that wids would misread; for `index_shard(..., visit=...)`.
 
     Raises:
-        SpecError: energon finds an index only where the shard's name ends with ".tar".
+        SpecError: wids knows only members whose name and contents are those of one plain header.
     """
-    if not name.endswith(".tar"):
-        raise _refusal(name, "energon", "energon finds the index of a shard only if its name ends with '.tar'")
-    return name + ".idx"
+    key = record["__key__"]
+    room = _WIDS_NAME_BYTES - 1 - len(key.encode("utf-8", "surrogateescape"))
+    for field, place in fields_of(record).items():
+        if place[2] in ("hardlink", "sparse"):
+            fact = f"member {key}.{field} is stored as a {place[2]}, which wids passes over"
+            raise refusal(shard, "wids", f"{fact}; write the shard again with `tarmill cat`")
+        if len(field.encode("utf-8", "surrogateescape")) > room:
+            fact = f"member {key}.{field} has a name of more than {_WIDS_NAME_BYTES} bytes, of which wids reads a part"
+            raise refusal(shard, "wids", f"{fact}; give its sample a shorter key")
 
 
 def energon_index(index: ShardIndex, shard: str) -> bytes:
@@ -86,7 +129,7 @@ def energon_index(index: ShardIndex, shard: str) -> bytes:
         found = next((i for i in range(len(index)) if index.bounds[i] & bound), None)
         if found is not None:
             fact = f"sample {index.key(found)!r} needs {what}, which energon does not follow"
-            raise _refusal(shard, "energon", f"{fact}; write the shard again with `tarmill cat`")
+            raise refusal(shard, "energon", f"{fact}; write the shard again with `tarmill cat`")
     return (index.starts + array("Q", [index.end])).tobytes()
 
 
@@ -105,11 +148,6 @@ def energon_info(shards: Sequence[ShardFacts], known: bytes | None = None) -> by
     )
 
 
-def dali_index_name(name: str) -> str:
-    """Name the index of a shard as DALI's `wds2idx.py` does: "d/a.tar" -> "d/a.idx"."""
-    return name[: name.find(".", name.rfind("/") + 2)] + ".idx" if "." in name[name.rfind("/") + 2 :] else name + ".idx"
-
-
 class DaliIndex:
     """Collects DALI's index while a shard is indexed: `index_shard(..., visit=dali.add)`, then `to_bytes`."""
 
@@ -126,7 +164,7 @@ class DaliIndex:
         key, line = record["__key__"], []
         for field, (offset, size, kind) in fields_of(record).items():
             if kind in ("hardlink", "sparse"):
-                raise _refusal(
+                raise refusal(
                     self._shard,
                     "dali",
                     f"member {key}.{field} is stored as a {kind}, and DALI reads only contents that are stored whole; "
@@ -134,7 +172,7 @@ class DaliIndex:
                 )
             name = f"{key}.{field}".encode("utf-8", "surrogateescape")
             if not field or len(name.split()) != 1 or name != name.strip():
-                raise _refusal(
+                raise refusal(
                     self._shard,
                     "dali",
                     f"member {f'{key}.{field}'!r} has a blank in its name or nothing after the dot; blanks separate "
@@ -150,7 +188,7 @@ class DaliIndex:
             SpecError: there is no sample; DALI refuses an index without any.
         """
         if not self._lines:
-            raise _refusal(self._shard, "dali", "it has no sample, and DALI refuses such a shard; leave it out")
+            raise refusal(self._shard, "dali", "it has no sample, and DALI refuses such a shard; leave it out")
         return b"v1.2 %d\n%s\n" % (len(self._lines), b"\n".join(self._lines))
 
 
@@ -184,31 +222,15 @@ def timm_info(shards: Sequence[ShardFacts], split: str, known: bytes | None = No
     return _to_json(info | {"splits": splits | {split: (before if isinstance(before, dict) else {}) | told}})
 
 
-def refuse_compressed(shard: str, codec: str, wanted: Sequence[str]) -> None:
-    """Refuse the files whose readers seek in the shard, for a shard that is compressed (`SpecError`)."""
-    seeking = [name for name in ("energon", "dali") if name in wanted]
-    if codec != "none" and seeking:
-        raise _refusal(
-            shard,
-            seeking[0],
-            f"it is compressed ({codec}), and its reader looks only into plain tars, by offset; unpack it with "
-            f"`tarmill cat`, or leave out {' and '.join(seeking)}",
-        )
-
-
-def _refusal(shard: str, sidecar: str, fact: str) -> SpecError:
-    return SpecError(f"{shard}: no {sidecar} index can be written: {fact}", field="write", value=sidecar, shard=shard)
-
-
 def _read_json(text: bytes | None, name: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise SpecError(f"the {name} that is there is no JSON: {error}; remove it", field="write", value=name) from None
+        raise SpecError(f"the {name} that is there is no JSON: {error}; remove it", field="index", value=name) from None
     if not isinstance(found, dict):
-        raise SpecError(f"the {name} that is there holds no JSON object; remove it", field="write", value=name)
+        raise SpecError(f"the {name} that is there holds no JSON object; remove it", field="index", value=name)
     return found
 
 
@@ -216,7 +238,7 @@ def _dict_of(info: dict[str, Any], field: str, name: str) -> dict[str, Any]:
     found = info.get(field, {})
     if not isinstance(found, dict):
         raise SpecError(
-            f"{field!r} in the {name} that is there is no JSON object; remove it", field="write", value=name
+            f"{field!r} in the {name} that is there is no JSON object; remove it", field="index", value=name
         )
     return found
 

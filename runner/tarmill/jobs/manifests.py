@@ -184,6 +184,11 @@ def publish(
     storage.write_bytes(url, _to_json(manifest), owner=job)
 
 
+def amend(url: str, facts: Mapping[str, Any], owner: str) -> None:
+    """Record more facts in the manifest of a data set that is finished."""
+    storage.write_bytes(url, _to_json({**read_manifest(url), **facts}), owner=owner)
+
+
 def withdraw(url: str) -> None:
     """Remove the data set's manifest, if there is one, before its shards are written anew."""
     if _find(url) is not None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
+from typing import TYPE_CHECKING
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
@@ -29,12 +30,16 @@ from tarmill.jobs.manifests import (
     withdraw,
 )
 from tarmill.jobs.map_shard import map_shard, try_first_sample
+from tarmill.jobs.output_index import index_outputs, plan_index, recorded_index, withdraw_index
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.script import Script, load
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import MapTask, Shard, ShardDone
 from tarmill.spec import MapSpec, RunOptions
 from tarmill.values import field, replace, valueclass
+
+if TYPE_CHECKING:
+    from tarmill.jobs.sidecar_places import Places
 
 _KIND = "ShardMap"
 
@@ -49,6 +54,8 @@ class MapPlan:
     job: str
     folder: JobFolder | None
     manifest: str
+    index: Places | None = None
+    """Of the files for other readers that are wanted."""
     finished: dict[int, ShardDone] = field(default_factory=dict)
 
     def tasks(self, settings: storage.StorageSettings) -> list[MapTask]:
@@ -71,7 +78,8 @@ class MapPlan:
     def sweep(self) -> None:
         """Remove what killed processes of this job left."""
         if self.folder:
-            self.folder.sweep([*self.outputs, self.manifest, *filter(None, [self.spec.rejected])])
+            index = self.index.of_data_set().values() if self.index else ()
+            self.folder.sweep([*self.outputs, self.manifest, *index, *filter(None, [self.spec.rejected])])
 
 
 def plan(spec: MapSpec) -> MapPlan:
@@ -86,11 +94,12 @@ def plan(spec: MapSpec) -> MapPlan:
     outputs = _name_outputs(out_pattern, len(shards), spec)
     labels = [storage.mask(url) for url in outputs]
     job = job_id(_KIND, spec, shards, labels)
+    index = plan_index(spec.index, out_pattern, outputs)
     if outputs == ["-"]:
         return MapPlan(spec, shards, outputs, job, None, "")
     refuse_inputs(shards, outputs, spec.output)
     folder = JobFolder(out_pattern.folder, job)
-    found = MapPlan(spec, shards, outputs, job, folder, manifest_url(out_pattern))
+    found = MapPlan(spec, shards, outputs, job, folder, manifest_url(out_pattern), index)
     if spec.exists == "overwrite":
         return found
     names = {name_in(out_pattern.folder, url) for url in outputs}
@@ -161,11 +170,18 @@ def run(spec: MapSpec, options: RunOptions | None = None, listener: Listener | N
     if tasks and not options.task_timeout:  # a script that may hang must not do so here, where nobody ends it
         try_first_sample(script, tasks[0])
     found.sweep()
-    if tasks:
-        _run_tasks(found, tasks, options, listener, report)
-    report.wall_s = time.monotonic() - started
-    _finish(found, report)
-    report.wall_s = time.monotonic() - started
+    try:
+        if tasks:
+            _run_tasks(found, tasks, options, listener, report)
+        report.wall_s = time.monotonic() - started
+        _finish(found, report, options, listener, resumed=not tasks)
+    except Interrupted:
+        report.interrupted = True
+        raise
+    finally:
+        if tasks or found.index:
+            found.sweep()
+        report.wall_s = time.monotonic() - started
     if not report.succeeded:
         raise JobFailed(_verdict(report), report=report)
     return report
@@ -184,21 +200,17 @@ def _run_tasks(
 ) -> None:
     limit = ErrorLimit.parse(found.spec.max_errors)
     if found.folder:
+        keep = found.spec.index if found.spec.exists == "resume" else ()
+        withdraw_index(found.manifest, ShardPattern.parse(found.spec.output), found.job, keep)
         withdraw(found.manifest)
         found.folder.begin({"kind": _KIND, "output": storage.mask(found.spec.output), "shards": len(found.shards)})
-    try:
-        with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output]) as engine:
-            probe_workers(engine, tasks[0].shard, from_anywhere(ShardPattern.parse(found.spec.output).folder or "./"))
-            with closing(run_tasks(engine, map_shard, tasks, listener)) as outcomes:  # type: ignore[type-var]
-                for outcome in outcomes:
-                    _hear(found, outcome, listener, report)
-                    if limit.exceeded(report.counts, final=False):
-                        break
-    except Interrupted:
-        report.interrupted = True
-        raise
-    finally:
-        found.sweep()
+    with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output]) as engine:
+        probe_workers(engine, tasks[0].shard, from_anywhere(ShardPattern.parse(found.spec.output).folder or "./"))
+        with closing(run_tasks(engine, map_shard, tasks, listener)) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                _hear(found, outcome, listener, report)
+                if limit.exceeded(report.counts, final=False):
+                    break
 
 
 def _hear(found: MapPlan, outcome: Outcome[MapTask, ShardDone], listener: Listener, report: Report) -> None:
@@ -223,8 +235,8 @@ def _take(report: Report, done: ShardDone) -> None:
         report.digest = to_hex(int(report.digest or "0", 16) + int(done.output.digest, 16))
 
 
-def _finish(found: MapPlan, report: Report) -> None:
-    """Publish the manifest of a job whose shards are all done, and join what was rejected."""
+def _finish(found: MapPlan, report: Report, options: RunOptions, listener: Listener, *, resumed: bool) -> None:
+    """Join what was rejected; index the shards of a job whose shards are all done, and publish its manifest."""
     limit = ErrorLimit.parse(found.spec.max_errors)
     if limit.exceeded(report.counts, final=not report.failures):
         report.notes.append(limit.message(report.counts))
@@ -235,9 +247,17 @@ def _finish(found: MapPlan, report: Report) -> None:
         storage.write_bytes(found.spec.rejected, in_parallel(storage.read_bytes, parts), owner=found.job)
     if report.notes:
         report.failures.append(Failure(-1, "the whole job", report.notes[-1]))
-    if report.succeeded and found.manifest:
-        done = [found.finished[index] for index in range(len(found.shards))]
-        publish(found.manifest, _KIND, found.job, done, found.outputs, report.counts)
+    if not (report.succeeded and found.folder):
+        return
+    done = [found.finished[index] for index in range(len(found.shards))]
+    if found.index:
+        index_outputs(found.index, done, found.folder, options, listener, report)
+        if report.failures:
+            return
+    # what an earlier run has indexed is still so where this one wrote no shard
+    kinds = {*found.spec.index, *(recorded_index(found.manifest, found.job) if resumed else ())}
+    facts = {"index": sorted(kinds)} if kinds else {}
+    publish(found.manifest, _KIND, found.job, done, found.outputs, report.counts, facts=facts)
 
 
 def _describe(found: MapPlan, tasks: Sequence[MapTask], total: int | None) -> list[str]:
@@ -248,6 +268,7 @@ def _describe(found: MapPlan, tasks: Sequence[MapTask], total: int | None) -> li
         f"first: {found.shards[0].label} -> {storage.mask(found.outputs[0])}",
         f"last:  {found.shards[-1].label} -> {storage.mask(found.outputs[-1])}",
     ]
+    lines += [f"index for {kind}" for kind in found.index.wanted] if found.index else []
     return lines + ([f"manifest: {storage.mask(found.manifest)}"] if found.manifest else [])
 
 

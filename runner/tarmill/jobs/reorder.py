@@ -7,6 +7,7 @@ samples lie and their keys, the last copies them; `reorder_local` and `external`
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tarmill import storage
 from tarmill.errors import (
@@ -16,9 +17,8 @@ from tarmill.errors import (
 from tarmill.formats.digest import MASK_128, to_hex
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.listener import Listener
-from tarmill.jobs.manifests import (
-    publish,
-)
+from tarmill.jobs.manifests import amend, publish
+from tarmill.jobs.output_index import index_outputs, plan_index, recorded_index
 from tarmill.jobs.reorder_job import Reorder, named
 from tarmill.jobs.reorder_prepare import prepare
 from tarmill.jobs.reorder_state import begin, clear_after_kill, clear_scratch, is_complete, pointer_of
@@ -44,14 +44,19 @@ def run(spec: ReorderSpec, options: RunOptions | None = None, listener: Listener
     if options is not None and options.dry_run:
         report.plan_only = True
         return report
-    if work.spec.exists == "resume" and work.is_pinned and is_complete(work):
+    is_done = work.spec.exists == "resume" and work.is_pinned and is_complete(work)
+    if is_done:
         clear_after_kill(work)
-        return report
+        if work.index is None:
+            return report
     try:
-        begin(work)
-        _do_passes(work)
-        report.wall_s = time.monotonic() - started
-        _finish(work)
+        if is_done:
+            _add_index(work)
+        else:
+            begin(work)
+            _do_passes(work)
+            report.wall_s = time.monotonic() - started
+            _finish(work)
     except Interrupted:
         report.interrupted = True
         raise
@@ -108,8 +113,14 @@ def _finish(work: Reorder) -> None:
     else:
         work.digest += sum(int(found.change or "0", 16) for found in done)
     report.digest = to_hex(work.digest)
+    if not _index(work):
+        return
     spec = work.spec
-    facts = {"keys": list(spec.keys or ("__key__",))} if isinstance(spec, SortSpec) else {"seed": work.job.seed}
+    facts: dict[str, Any] = {"index": sorted(set(spec.index))} if spec.index else {}
+    if isinstance(spec, SortSpec):
+        facts["keys"] = list(spec.keys or ("__key__",))
+    else:
+        facts["seed"] = work.job.seed
     publish(
         work.manifest,
         work.kind,
@@ -127,6 +138,23 @@ def _finish(work: Reorder) -> None:
         work.listener.note(f"removed {work.out.folder}{name}, which was a shard of the data set that was overwritten")
     clear_scratch(work)
     storage.delete(pointer_of(work))
+
+
+def _index(work: Reorder) -> bool:
+    """Write the files for other readers; False when that failed."""
+    done = [work.done[number] for number in range(len(work.outputs))]
+    places = plan_index(work.spec.index, work.out, named(work.out, len(done)))
+    if places:
+        recount = work.spec.key_function != "base_plus_ext"
+        index_outputs(places, done, work.folder, work.options, work.listener, work.report, recount=recount)
+    return not work.report.failures
+
+
+def _add_index(work: Reorder) -> None:
+    """Write the files for other readers beside the outputs of a job that an earlier run has finished."""
+    before = recorded_index(work.manifest, work.job.job)
+    if _index(work) and not set(work.spec.index).issubset(before):
+        amend(work.manifest, {"index": sorted({*before, *work.spec.index})}, work.job.job)
 
 
 def _verdict(report: Report) -> str:

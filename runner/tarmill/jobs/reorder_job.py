@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from tarmill import storage
 from tarmill.errors import (
@@ -29,6 +30,9 @@ from tarmill.planning.tasks import ShardDone
 from tarmill.spec import ReorderOptions, ReorderSpec
 from tarmill.values import field, valueclass
 
+if TYPE_CHECKING:
+    from tarmill.jobs.sidecar_places import Places
+
 
 @valueclass(frozen=False)
 class Reorder:
@@ -46,6 +50,8 @@ class Reorder:
     plan: Plan
     listener: Listener
     report: Report
+    index: Places | None = None
+    """Of the files for other readers that are wanted, beside such shards as there may be."""
     is_ours: bool = False
     """Whether this very job was begun before, so that what is there already is its own."""
     outputs: list[str] = field(default_factory=list)
@@ -132,7 +138,8 @@ class Reorder:
 
     def sweep(self) -> None:
         """Remove what killed processes of this job left beside its files."""
-        self.folder.sweep([*self.outputs, self.manifest])
+        index = self.index.of_data_set().values() if self.index else ()
+        self.folder.sweep([*self.outputs, self.manifest, *index])
         for place in {self.job.spill, self.job.scratch} - {"", MEMORY}:
             with suppress(NotFoundError):
                 storage.sweep(place, self.job.job)

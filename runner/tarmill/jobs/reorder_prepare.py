@@ -19,6 +19,7 @@ from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import (
     JobFolder,
 )
+from tarmill.jobs.output_index import plan_index
 from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.report import Report
 from tarmill.jobs.scratch_files import MEMORY
@@ -49,6 +50,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     kind = kind_of(spec).name
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
     _check_output(spec, out)
+    index = plan_index(spec.index, out, (out.with_count(2) if out.is_open else out).expand())
     parts = pattern.parts
     shards = [(part, shard) for part, piece in enumerate(parts) for shard in find_shards(piece)]
     inputs = [
@@ -92,12 +94,14 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         plan,
         listener,
         report,
+        index,
     )
     told = ""
     if isinstance(spec, ShuffleSpec):
         told = f", seed {seed}" if spec.seed else f", seed {seed} derived from inputs and options"
     lines = [f"job {job}: {len(inputs)} input shards, {facts.input_bytes / 1e6:,.1f} MB, plan {plan.kind}{told}"]
     lines += [*plan.lines(), f"first input: {inputs[0].shard.label}", f"output: {storage.mask(spec.output)}"]
+    lines += [f"index for {kind}" for kind in index.wanted] if index else []
     listener.plan(report, None, lines)
     return work
 

@@ -20,6 +20,7 @@ from tarmill.jobs.manifests import (
     refuse_existing,
     withdraw,
 )
+from tarmill.jobs.output_index import withdraw_index
 from tarmill.jobs.reorder_job import Reorder, named
 from tarmill.jobs.scratch_files import MEMORY
 from tarmill.planning.counts import Counts
@@ -36,7 +37,9 @@ def is_complete(work: Reorder) -> bool:
             return False
         count = len(found["shards"])
         work.outputs = [from_anywhere(url) for url in named(work.out, count)]
-        if len(work.folder.finished(range(count), work.outputs)) < count:
+        work.done = work.folder.finished(range(count), work.outputs)
+        if len(work.done) < count:
+            work.done = {}
             return False
         work.report.counts = Counts.from_dict(found["counts"])
         work.report.digest = found["digest"]
@@ -67,6 +70,7 @@ def begin(work: Reorder) -> None:
     work.sweep()
     if spec.exists == "overwrite":
         work.stale = _shards_before(work.manifest)
+    withdraw_index(work.manifest, work.out, job, spec.index if spec.exists == "resume" else ())
     withdraw(work.manifest)
     places = sorted({work.job.spill, work.job.scratch} - {MEMORY})
     name = pointer.rpartition("/")[2]

@@ -37,6 +37,8 @@ class Report:
     interrupted: bool = False
     plan_only: bool = False
     notes: list[str] = field(default_factory=list)
+    index: list[str] = field(default_factory=list)
+    """Index files for other readers that were written: URLs, and how many stand beside each shard."""
 
     @property
     def succeeded(self) -> bool:
@@ -59,4 +61,5 @@ class Report:
             "wall_s": round(self.wall_s, 3),
             "failures": [{"index": f.index, "shard": f.shard, "message": f.message} for f in self.failures],
             "notes": self.notes,
+            **({"index": self.index} if self.index else {}),
         }
