@@ -91,9 +91,9 @@ login=$(printf 'me:secret' | openssl base64)
 sha="me:{SHA}$(printf secret | openssl sha1 -binary | openssl base64)"
 apr1="me:$(openssl passwd -apr1 secret)"
 
-printf '%s cores (%s), nginx %s, %s connections, %s s for each row\n\n' "$(nproc)" \
-    "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(PATH=$PATH:/usr/sbin nginx -v 2>&1 | sed 's,.*/,,')" \
-    "$connections" "$seconds"
+printf '%s cores (%s), load %s before, nginx %s, %s connections, %s s for each row, data on %s\n\n' "$(nproc)" \
+    "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(cut -d ' ' -f 1 /proc/loadavg)" "$(PATH=$PATH:/usr/sbin nginx -v 2>&1 | sed 's,.*/,,')" \
+    "$connections" "$seconds" "$(stat -f -c %T "$work")"
 echo '| request | requests/s | MB/s | median ms | 99 % ms | errors |'
 echo '| --- | ---: | ---: | ---: | ---: | ---: |'
 scheme=http
