@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 from support.waiting import wait_for
-from support.webstore import BASIC, CONNECTIONS, MAX_BODY_BYTES, PlainStore, WebStore
+from support.webstore import BASIC, CONNECTIONS, MAX_BODY_BYTES, PlainStore, WebStore, give
 
 pytestmark = pytest.mark.real
 
@@ -320,6 +320,23 @@ def test_nothing_is_written_outside_by_dots(request: pytest.FixtureRequest, whic
         assert server.ask("PUT", target, b"x").status in (400, 404, 405), target
         assert server.ask("DELETE", target).status in (400, 404, 405), target
     assert (server.folder / "victim").read_bytes() == b"kept"
+
+
+def test_a_plain_server_writes_through_symbolic_links_and_ours_does_not_start_on_them(plain: PlainStore) -> None:
+    def plant(server: Server) -> None:
+        outside = server.folder / "outside-of-the-volume"
+        outside.mkdir()
+        give(outside)
+        (server.root / "planted").symlink_to(outside)
+
+    plant(plain)
+    try:
+        assert plain.ask("PUT", "/planted/x", b"through").status == 201
+        assert (plain.folder / "outside-of-the-volume" / "x").read_bytes() == b"through"
+    finally:
+        (plain.root / "planted").unlink()
+    with pytest.raises(RuntimeError, match=r"holds symbolic links.*/planted"), WebStore(plant):
+        pass
 
 
 METHODS = [
