@@ -235,6 +235,14 @@ def test_odd_names_are_stored_listed_and_removed(store: WebStore) -> None:
     assert store.ask("GET", "/odd").headers["Location"] == "/odd/"
 
 
+def test_what_is_stored_is_data_to_browsers(store: WebStore) -> None:
+    store.put("page.html", b"<script>alert(1)</script>")
+    headers = store.ask("GET", "/page.html").headers
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Content-Security-Policy"].startswith("sandbox")
+
+
 def test_what_caches_may_do_is_told() -> None:
     with WebStore(READ="open", CACHE_CONTROL="public, max-age=86400") as store:
         store.put("cached/x.tar", b"x")
