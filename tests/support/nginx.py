@@ -85,6 +85,36 @@ def _binary() -> str | None:
     return shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
+def command(config: Path, work: Path) -> list[str]:
+    """Give the command line of an nginx that logs its errors into `work`."""
+    binary = _binary()
+    assert binary is not None
+    return [binary, "-c", str(config), "-p", str(work), "-e", str(work / "error.log")]
+
+
+def listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server takes connections; False where it ended instead."""
+    deadline_s = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline_s:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return process.poll() is None
+    return False
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and wait for it."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @dataclass(frozen=True)
 class Certificate:
     """PEM files of a server."""
@@ -152,35 +182,19 @@ class Nginx:
                 ),
             )
         )
-        binary = _binary()
-        assert binary is not None
         with (self._work / "out").open("wb") as out:
             self._process = subprocess.Popen(
-                [binary, "-c", str(config), "-p", str(self._work), "-e", str(self._work / "error.log")],
-                stdout=out,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
+                command(config, self._work), stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
-        end = time.monotonic() + 10
-        while self._process.poll() is None and time.monotonic() < end:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return self._process.poll() is None
+        if listens(self._process, self.port):
+            return True
         self.stop()
         return False
 
     def stop(self) -> None:
         """End nginx and wait for it."""
         if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            end(self._process)
             self._process = None
 
     def __exit__(
