@@ -13,7 +13,8 @@ def read_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
     if not match:
         raise ValueError(f"{text!r} is no size; write it as 500MB, 1.5GiB or 4096")
-    return int(float(match[1]) * _BYTES[(match[2] or "").lower()])
+    unit = _BYTES[(match[2] or "").lower()]
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
 
 
 def read_seconds(text: str) -> float:

@@ -64,7 +64,9 @@ def to_yaml(found: dict[str, Any]) -> str:
             super().increase_indent(flow, False)  # lists stand further in than their names
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        style = "|" if "\n" in value else '"' if re.fullmatch(_AMBIGUOUS, value) else None
+        plain = value.replace("\n", "").isprintable()  # among the others are line ends that only YAML knows
+        quoted = not plain or re.fullmatch(_AMBIGUOUS, value)
+        style = '"' if quoted else "|" if "\n" in value else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
     Dumper.add_representer(str, text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -58,6 +59,7 @@ class SchedulerThread:
                 f"a Dask scheduler needs Dask, which cannot be imported ({error}): pip install 'tarmill[serve]'"
             ) from error
         tls_files(tls_ca_file, tls_cert, tls_key)
+        _require_free(host, port)
         self._security = distributed.Security(
             tls_ca_file=tls_ca_file,
             tls_scheduler_cert=tls_cert,
@@ -74,9 +76,7 @@ class SchedulerThread:
         try:
             self._scheduler = self._started.result(START_TIMEOUT_S)
         except Exception as error:
-            raise TarmillError(
-                f"no Dask scheduler could be started at {host}:{port}: {error}; expected a free port there"
-            ) from error
+            raise TarmillError(f"the Dask scheduler at {host}:{port} could not be started: {error}") from error
         self.address = str(self._scheduler.address)
         """Where workers and clients connect."""
 
@@ -132,6 +132,16 @@ class SchedulerThread:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Look whether the port can be had; Dask, when it cannot, says less, and leaves sockets open."""
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise TarmillError(
+            f"no Dask scheduler can listen at {host}:{port}: {error.strerror}; expected a free port there"
+        ) from error
 
 
 async def _send_home(scheduler: Any) -> None:

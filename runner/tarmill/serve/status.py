@@ -46,7 +46,7 @@ class Bytes:
     def begin_pass(self, total: int | None) -> None:
         """Count the next pass, which reads so much."""
         if self.passes:
-            self._earlier += self._done if self._total is None else max(self._total, self._done)
+            self._earlier += self._done if self._total is None else self._total
         else:
             self._first = total
         self.passes += 1
@@ -57,17 +57,21 @@ class Bytes:
         self._done += size_bytes
 
     def read(self, running_bytes: int) -> int:
-        """Tell how much is read, with that of the tasks that run."""
-        found, total = self._earlier + self._done + running_bytes, self.total
-        return found if total is None else min(found, total)
+        """Tell how much is read, with that of the tasks that run; never more than a pass has."""
+        now, most = self._done + running_bytes, self._of_pass
+        return self._earlier + (now if most is None else min(now, most))
 
     @property
     def total(self) -> int | None:
         """How much is read in the end; None where that is not known."""
-        total = self._first if self._total is None and self.passes > 1 else self._total
-        if total is None:
+        if (most := self._of_pass) is None:
             return None
-        return self._earlier + (2 * total if self._twice and self.passes == 1 else total)
+        return self._earlier + (2 * most if self._twice and self.passes == 1 else most)
+
+    @property
+    def _of_pass(self) -> int | None:
+        """How much this pass reads; as much as the first one where nobody has said."""
+        return self._first if self._total is None and self.passes > 1 else self._total
 
 
 class Status(Listener):
