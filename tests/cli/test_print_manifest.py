@@ -139,7 +139,7 @@ def test_a_printed_manifest_reads_as_a_person_would_write_it() -> None:
         "apiVersion: tarmill.dev/v1alpha1\nkind: ShardMap\nmetadata:\n  name: loud-2\nspec:\n  input: in-@3.tar\n"
         "  output: http://h/Loud_2-@.tar\n  script: |\n    def process_sample(record):\n"
         "        record['txt'] = record['txt'].upper()\n        return record\n  scriptName: up.py\n"
-        '  params:\n    n: "010"\n  fields:\n    - txt\n  options:\n    failFast: true\n'
+        '  params:\n    "n": "010"\n  fields:\n    - txt\n  options:\n    failFast: true\n'
     )
 
 

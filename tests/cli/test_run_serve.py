@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.maps import UPPER, Held, bytes_of, put_shards
-from support.serving import Served, free_port, last_words, listens
+from support.daskcluster import DaskProcess, DaskWorker
+from support.maps import UPPER, Held, Running, bytes_of, put_shards
+from support.serving import QUIET, Served, free_port, last_words, listens
 
 from tarmill.cli import main
 from tarmill.jobs import map as map_job
@@ -85,19 +87,27 @@ def test_sigterm_leaves_what_is_finished_and_says_so(tmp_path: Path) -> None:
 
 @served
 @pytest.mark.real
-def test_a_script_that_fails_on_the_workers_is_the_reason_in_the_end(tmp_path: Path) -> None:
+def test_a_cluster_of_others_may_come_later_and_is_left_alone(tmp_path: Path) -> None:
     put_shards(tmp_path, 3)
     script = "def process_sample(record):\n    if record['key'] == 's1-002':\n        raise ValueError('no ' * 3000)\n"
-    job = job_of({"input": "in-@3.tar", "output": "out-@.tar", "script": script, "scriptName": "bad.py"})
-    with Served(tmp_path, job) as running:
-        worker = running.start_worker()
-        assert running.wait() == 1
-        worker.process.wait(20)
-        assert worker.process.returncode == 0
-    words = running.words
+    spec = {"input": "in-@3.tar", "output": "out-@.tar", "script": script, "scriptName": "bad.py"}
+    (tmp_path / "job.json").write_text(json.dumps(job_of(spec)))
+    port, words_file = free_port(), tmp_path / "words.json"
+    arguments = ["run", "--spec", "job.json", "--serve", "-c", f"127.0.0.1:{port}", "--termination-log", words_file]
+    with Running(arguments, tmp_path, tool="tarmill", **QUIET) as running, ExitStack() as others:
+        scheduler = DaskProcess(
+            tmp_path, "scheduler", ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        )
+        others.callback(scheduler.kill)
+        worker = DaskWorker(tmp_path, "worker-0", f"tcp://127.0.0.1:{port}")
+        others.callback(worker.kill)
+        assert running.wait() == 1, running.errors
+        assert scheduler.is_alive()
+        assert worker.is_alive()
+    words = last_words(words_file)
     assert (words["outcome"], words["reason"], words["shards"]["failed"]) == ("failed", "ScriptError", 1)
     assert words["message"].startswith("1 of 3 shards failed; the first: bad.py, line 3: ValueError: no no")
-    assert words["failures"][0]["shard"] == "in-1.tar"
+    assert words["failures"][0]["shard"].endswith("in-1.tar")
     assert words["manifest"] == ""
 
 

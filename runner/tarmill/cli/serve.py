@@ -19,6 +19,8 @@ from tarmill.serve.last_words import last_words, message_of, write_last_words
 from tarmill.serve.status import Status
 from tarmill.spec import RunOptions
 
+FOR_EVER_S = 10.0**8
+
 
 def serve_job(
     values: dict[str, Any], read: Callable[[], tuple[Any, RunOptions]], run: Callable[[Any, RunOptions, Status], None]
@@ -48,6 +50,8 @@ def serve_job(
             spec, options = read()
             if places.dask_port:
                 options = parts.enter_context(_Scheduler(places, options, status)).options
+            elif options.scheduler:
+                _wait_for_scheduler(options)
             if options.scheduler and options.log_format == "json":
                 _log_as_json()
             run(spec, options, status)
@@ -68,11 +72,21 @@ class _Scheduler(ExitStack):
         from tarmill.values import replace
 
         places.check_tls(options)
-        files = {"tls_ca_file": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
-        given = {name: file or None for name, file in files.items()}
-        scheduler = self.enter_context(SchedulerThread(places.dask_port, host=places.host, **given))
+        scheduler = self.enter_context(SchedulerThread(places.dask_port, host=places.host, **_tls_of(options)))
         status.workers_of = lambda: scheduler.workers
         self.options = replace(options, scheduler=scheduler.address)
+
+
+def _wait_for_scheduler(options: RunOptions) -> None:
+    """Give a scheduler that starts at the same time as this process the time that its workers get."""
+    from tarmill.engine.cluster_connect import connect
+
+    connect(options.scheduler, timeout_s=options.wait_for_workers or FOR_EVER_S, **_tls_of(options)).close()
+
+
+def _tls_of(options: RunOptions) -> dict[str, Any]:
+    files = {"tls_ca_file": options.tls_ca, "tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    return {name: file or None for name, file in files.items()}
 
 
 def _end(status: Status, error: BaseException | None, path: str) -> None:

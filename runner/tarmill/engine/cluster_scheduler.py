@@ -77,6 +77,9 @@ class SchedulerThread:
             self._scheduler = self._started.result(START_TIMEOUT_S)
         except Exception as error:
             raise TarmillError(f"the Dask scheduler at {host}:{port} could not be started: {error}") from error
+        except BaseException:  # somebody does not want to wait
+            self.close()
+            raise
         self.address = str(self._scheduler.address)
         """Where workers and clients connect."""
 
