@@ -109,7 +109,7 @@ class SchedulerThread:
         try:
             with dask.config.set(_CONFIG):
                 scheduler = await Scheduler(
-                    host=host,
+                    host=f"[{host}]" if ":" in host else host,
                     port=port,
                     protocol=self._protocol,
                     security=self._security,
@@ -125,8 +125,10 @@ class SchedulerThread:
             await asyncio.wait_for(_send_home(scheduler), RETIRE_TIMEOUT_S)
         except Exception as error:
             log.warning("not all workers could be sent home: %r", error)  # they leave with the scheduler
-        with suppress(TimeoutError):
+        try:
             await asyncio.wait_for(scheduler.close(reason="the job has ended"), CLOSE_TIMEOUT_S)
+        except Exception as error:
+            log.warning("the Dask scheduler did not close as it should: %r", error)
 
     def __enter__(self) -> Self:
         return self

@@ -155,6 +155,7 @@ class Status(Listener):
         """The job has ended."""
         with self._lock:
             self._phase, self._message = "done" if succeeded else "failed", message
+            self._running.clear()  # what was in hand is given up
 
     def _touch(self) -> None:
         self._changed, self._changed_at = self._clock(), self._wall()
