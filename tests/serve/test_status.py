@@ -100,6 +100,18 @@ def test_two_passes_count_as_one_whole() -> None:
     assert moved.read(0) == 450, "headers that were read twice are no more than all"
 
 
+def test_a_pass_behind_the_only_one_adds_to_it() -> None:
+    status = Status()
+    report = Report("ShardMap", "ab", 1, shards_done=1, counts=Counts(read=5, written=5))
+    status.plan(report, 100, ())
+    status.finished(0, 5, 100, 90)
+    status.stage("indexing", 1, 90)
+    status.progress(Progress(0, samples=3, read_bytes=60))
+    found = status.to_dict()
+    assert (found["phase"], found["stage"], found["samples"]) == ("publishing", "indexing", {"read": 5, "written": 5})
+    assert found["bytes"] == {"read": 160, "written": 0, "total": 190}
+
+
 class Watching(Listener):
     """Keeps what the status said after each event."""
 

@@ -40,12 +40,12 @@ class Bytes:
         self._done = 0
         self._total = total
         self._first: int | None = None
-        self._twice = twice
+        self.twice = twice
         self.passes = 0
 
     def begin_pass(self, total: int | None) -> None:
         """Count the next pass, which reads so much."""
-        if self.passes:
+        if self.passes or self._total is not None:  # a job of one pass has one without a name
             self._earlier += self._done if self._total is None else self._total
         else:
             self._first = total
@@ -66,7 +66,7 @@ class Bytes:
         """How much is read in the end; None where that is not known."""
         if (most := self._of_pass) is None:
             return None
-        return self._earlier + (2 * most if self._twice and self.passes == 1 else most)
+        return self._earlier + (2 * most if self.twice and self.passes == 1 else most)
 
     @property
     def _of_pass(self) -> int | None:
@@ -197,7 +197,8 @@ class Status(Listener):
             )
             read, written = (report.counts.read, report.counts.written) if report else (0, 0)
             samples = sum(progress.samples for progress in running)
-            writes = moved.passes > 1
+            # of other passes nobody knows what their samples are to the job
+            reads, writes = moved.passes == (1 if moved.twice else 0), moved.twice and moved.passes == 2
             written_bytes = report.counts.written_bytes if report else 0
             return {
                 "shards": {
@@ -208,7 +209,7 @@ class Status(Listener):
                     "running": len(running),
                 },
                 "samples": {
-                    "read": read + (0 if writes else samples),
+                    "read": read + (samples if reads else 0),
                     "written": written + (samples if writes else 0),
                 },
                 "bytes": {
