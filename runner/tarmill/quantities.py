@@ -38,5 +38,5 @@ def show_seconds(duration_s: float) -> str:
     """Write a duration as `read_seconds` reads it, short where it can be."""
     for unit in ("h", "m"):
         if duration_s and duration_s % _SECONDS[unit] == 0:
-            return f"{duration_s / _SECONDS[unit]:g}{unit}"
-    return f"{duration_s:g}s" if duration_s else "0"
+            return f"{int(duration_s // _SECONDS[unit])}{unit}"
+    return f"{duration_s:f}".rstrip("0").rstrip(".") + "s" if duration_s else "0"

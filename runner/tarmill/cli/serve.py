@@ -18,6 +18,7 @@ from tarmill.errors import UsageError
 from tarmill.serve.last_words import last_words, message_of, write_last_words
 from tarmill.serve.status import Status
 from tarmill.spec import RunOptions
+from tarmill.values import replace
 
 FOR_EVER_S = 10.0**8
 
@@ -35,8 +36,7 @@ def serve_job(
     Raises:
         BaseException: whatever ended the job; the last words are written by then.
     """
-    # before any import of Dask, and of numpy: neither its every step in the log, nor threads for linear algebra
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
+    # before Dask may import numpy: it starts threads for linear algebra, of which there is none
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     status = Status()
     error: BaseException | None = None
@@ -49,11 +49,12 @@ def serve_job(
                 parts.enter_context(StatusServer(places.host, places.status_port, status))
             spec, options = read()
             if places.dask_port:
-                options = parts.enter_context(_Scheduler(places, options, status)).options
+                places.check_tls(options)
+                _set_up_logs(options.log_format)
+                options = _own_scheduler(parts, places, options, status)
             elif options.scheduler:
+                _set_up_logs(options.log_format)
                 _wait_for_scheduler(options)
-            if options.scheduler and options.log_format == "json":
-                _log_as_json()
             run(spec, options, status)
         except BaseException as found:
             error = found
@@ -63,18 +64,13 @@ def serve_job(
             _end(status, error, values["termination_log"])
 
 
-class _Scheduler(ExitStack):
-    """A scheduler for the job; `options` lead to it."""
+def _own_scheduler(parts: ExitStack, places: ServeOptions, options: RunOptions, status: Status) -> RunOptions:
+    """Start a scheduler, as long as the other parts live; gives the options that lead to it."""
+    from tarmill.engine.cluster_scheduler import SchedulerThread
 
-    def __init__(self, places: ServeOptions, options: RunOptions, status: Status) -> None:
-        super().__init__()
-        from tarmill.engine.cluster_scheduler import SchedulerThread
-        from tarmill.values import replace
-
-        places.check_tls(options)
-        scheduler = self.enter_context(SchedulerThread(places.dask_port, host=places.host, **_tls_of(options)))
-        status.workers_of = lambda: scheduler.workers
-        self.options = replace(options, scheduler=scheduler.address)
+    scheduler = parts.enter_context(SchedulerThread(places.dask_port, host=places.host, **_tls_of(options)))
+    status.workers_of = lambda: scheduler.workers
+    return replace(options, scheduler=scheduler.address)
 
 
 def _wait_for_scheduler(options: RunOptions) -> None:
@@ -102,13 +98,19 @@ def say_refused(path: str, error: BaseException) -> None:
     _end(Status(), error, path)
 
 
-def _log_as_json() -> None:
-    """Give what libraries log the form of the other lines."""
+def _set_up_logs(log_format: str) -> None:
+    """Keep Dask from logging its every step, and give what libraries log the form of the other lines."""
     try:
         import distributed  # sets up loggers of its own
     except ImportError as error:
-        raise UsageError(f"-c needs Dask, which cannot be imported ({error}): pip install 'tarmill[serve]'") from error
+        raise UsageError(
+            f"this needs Dask, which cannot be imported ({error}): pip install 'tarmill[serve]'"
+        ) from error
     del distributed
+    if "DASK_LOGGING__DISTRIBUTED" not in os.environ:
+        logging.getLogger("distributed").setLevel(logging.WARNING)
+    if log_format != "json":
+        return
     for name in ("distributed", "distributed.client", "bokeh", "tornado", "tornado.application"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
