@@ -18,6 +18,8 @@
       ScriptError                   the user's script failed or returned something that is no sample
       TaskTimeout                   a task made no progress for longer than it may
       WorkerDied                    a task killed its worker each time it ran alone
+      ClusterError                  the Dask cluster cannot go on: its scheduler is gone or does not answer
+        NoWorkersError              it has had no worker for longer than the job waits
       OutputExistsError             the output is there already, from another job
       JobFailed                     a job ended with failed shards; has the report
     Interrupted                     (BaseException) the person or the system asked us to stop; exit code 130 or 143
@@ -151,6 +153,14 @@ class WorkerDied(TarmillError):
     reason: str = "worker-died"
 
 
+class ClusterError(TarmillError):
+    """The Dask cluster cannot go on (facts: address)."""
+
+
+class NoWorkersError(ClusterError):
+    """A Dask cluster has had no worker for longer than the job waits (facts: address)."""
+
+
 class OutputExistsError(TarmillError):
     """The output is there already, from another job or with other bytes (facts: url)."""
 
@@ -175,3 +185,28 @@ class Interrupted(BaseException):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Interrupted, (self.signal_number,)
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Give the exit code with which a command ends that was left with this error; 0 for None."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        return 141  # 128 + SIGPIPE: whoever read our output has seen enough
+    code = getattr(error, "exit_code", 1)  # click's errors have one too
+    return code if isinstance(code, int) else 1
+
+
+def reason_of(error: BaseException) -> str:
+    """Name the kind of an error: its class where it is of this tree, `UnexpectedError` for a fault of tarmill."""
+    if type(error) is TarmillError and "kind" in error.facts:  # what a worker did not expect
+        return "MemoryError" if error.facts["kind"] == "MemoryError" else "UnexpectedError"
+    if isinstance(error, TarmillError | Interrupted):
+        return type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted"
+    if hasattr(error, "exit_code"):  # click's
+        return "UsageError"
+    return "MemoryError" if isinstance(error, MemoryError) else "UnexpectedError"

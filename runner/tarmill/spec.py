@@ -365,13 +365,23 @@ class RunOptions(Spec):
     scheduler: str = option(
         "",
         flags=("-c", "--scheduler"),
+        local=True,
         metavar="ADDR|FILE",
         help="Run on a Dask scheduler: HOST:PORT, or a scheduler file.",
     )
-    workers: int = option(0, flags=("-j", "--workers"), metavar="N", help="Local processes; 0 for one per core.")
-    tls_ca: str = option("", metavar="FILE", help="Certificate authority of the Dask scheduler.")
-    tls_cert: str = option("", metavar="FILE", help="Certificate to show to the Dask scheduler.")
-    tls_key: str = option("", metavar="FILE", help="Key of that certificate.")
+    workers: int = option(
+        0, flags=("-j", "--workers"), local=True, metavar="N", help="Local processes; 0 for one per core."
+    )
+    tls_ca: str = option("", local=True, metavar="FILE", help="Certificate authority of the Dask scheduler.")
+    tls_cert: str = option("", local=True, metavar="FILE", help="Certificate to show to the Dask scheduler.")
+    tls_key: str = option("", local=True, metavar="FILE", help="Key of that certificate.")
+    wait_for_workers: float = option(
+        300.0,
+        unit="seconds",
+        metavar="TIME",
+        help="With a Dask scheduler: fail when it has had no worker for so long; 0 to wait for ever.",
+    )
+    fail_fast: bool = option(False, help="Stop at the first shard that fails, instead of finishing the others.")
     task_timeout: float = option(
         0.0, unit="seconds", metavar="TIME", help="End a shard that made no progress for so long; 0 for never."
     )
@@ -391,10 +401,17 @@ class RunOptions(Spec):
     verify_uploads: str = option(
         "size", choices=("none", "size", "hash"), help="After an upload compare the stored size, or read it all back."
     )
-    dry_run: bool = option(False, help="Show the plan and do nothing.")
-    report: str = option("", metavar="FILE", help="Write the closing report as JSON.")
-    log_format: str = option("text", choices=("text", "json"), help="Progress for people, or as JSON lines.")
-    quiet: bool = option(False, flags=("-q", "--quiet"), help="No progress and no report; errors only.")
+    dry_run: bool = option(False, local=True, help="Show the plan and do nothing.")
+    print_manifest: bool = option(
+        False, local=True, help="Print the job as a file for `tarmill run` or `kubectl apply`, and do nothing."
+    )
+    report: str = option(
+        "", local=True, metavar="FILE", help="Write the closing report as JSON; `auto` for a file beside the output."
+    )
+    log_format: str = option(
+        "text", local=True, choices=("text", "json"), help="Progress for people, or as JSON lines."
+    )
+    quiet: bool = option(False, flags=("-q", "--quiet"), local=True, help="No progress and no report; errors only.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -402,6 +419,8 @@ class RunOptions(Spec):
             self.refuse("workers", "expected a number of processes, or 0 for one per core")
         if self.task_timeout < 0:
             self.refuse("task_timeout", "expected a duration such as 5m, or 0 for never")
+        if self.wait_for_workers < 0:
+            self.refuse("wait_for_workers", "expected a duration such as 5m, or 0 to wait for ever")
 
 
 @valueclass(kw_only=True)

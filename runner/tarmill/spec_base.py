@@ -11,6 +11,7 @@ import typing
 from typing import Any, Self
 
 from tarmill.errors import SpecError
+from tarmill.quantities import read_bytes, read_seconds
 from tarmill.values import MISSING, Field, field, fields, valueclass
 
 
@@ -30,6 +31,8 @@ class Option:
     identity: bool = False
     """Whether the value changes the bytes that come out, so that it is part of the job id."""
     hidden: bool = False
+    local: bool = False
+    """Whether it belongs to one call of a command and not to the job, so that spec files do not hold it."""
 
 
 def option(default: Any = MISSING, *, help: str, **facts: Any) -> Any:
@@ -71,28 +74,34 @@ class Spec:
         raise SpecError(f"{_flag(type(self), name)} is {found}; {expected}", field=name, value=value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields that differ from their defaults, in camelCase, as JSON-able values."""
+        """Give the fields that differ from their defaults, in camelCase, as JSON-able values; no local ones."""
         found = {}
         for spec_field in fields(self):
             value = getattr(self, spec_field.name)
-            if value != spec_field.make_default():
+            if value != spec_field.make_default() and not option_of(spec_field).local:
                 found[camel(spec_field.name)] = list(value) if isinstance(value, tuple) else value
         return found
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build a spec from what `to_dict` gives or a person wrote.
+        """Build a spec from what `to_dict` gives or a person wrote; sizes and durations may be text, as in 500MB, 5m.
 
         Raises:
-            SpecError: an unknown field (with the nearest known one), a value of another type, a missing field.
+            SpecError: an unknown field (with the nearest known one), a local one, a value of another type, a missing
+                field.
         """
         hints = typing.get_type_hints(cls)
-        names = {camel(f.name): f for f in fields(cls)}
+        local = {camel(f.name): f for f in fields(cls) if option_of(f).local}
+        names = {camel(f.name): f for f in fields(cls) if not option_of(f).local}
         found = {}
         for name, value in values.items():
+            if name in local:
+                told = f"field {name!r} belongs to a command line, as {_flag(cls, local[name].name)}; leave it out here"
+                raise SpecError(told, field=name, value=value)
             if name not in names:
                 raise SpecError(f"unknown field {name!r}{_nearest(str(name), names)}", field=name, value=value)
-            found[names[name].name] = _checked(name, value, hints[names[name].name])
+            unit = option_of(names[name]).unit
+            found[names[name].name] = _checked(name, _measured(name, value, unit), hints[names[name].name])
         for name, spec_field in names.items():
             if spec_field.required and spec_field.name not in found:
                 raise SpecError(f"field {name!r} is missing; {option_of(spec_field).help}", field=name, value=None)
@@ -117,6 +126,16 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
 
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(names))}"
+
+
+def _measured(name: str, value: Any, unit: str) -> Any:
+    """Read a size or duration that is written as text; other values stay as they are."""
+    if not unit or not isinstance(value, str):
+        return value
+    try:
+        return read_bytes(value) if unit == "bytes" else read_seconds(value)
+    except ValueError as error:
+        raise SpecError(f"field {name!r}: {error}", field=name, value=value) from None
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

@@ -65,7 +65,26 @@ class DaskProcess:
 
 
 class DaskWorker(DaskProcess):
-    """A `dask worker` without a nanny; `address` once it is registered."""
+    """A `dask worker` without a nanny; `address` once it is registered.
+
+    Args:
+        folder: for its log and scratch.
+        name: of the worker.
+        scheduler: its address.
+        threads: how many.
+        tls: arguments such as `--tls-ca-file ca.pem`.
+    """
+
+    def __init__(self, folder: Path, name: str, scheduler: str, threads: int = 1, tls: Sequence[str] = ()) -> None:
+        super().__init__(
+            folder,
+            name,
+            [
+                *("worker", scheduler, "--name", name, "--host", "127.0.0.1", "--no-nanny", "--no-dashboard"),
+                *("--nthreads", str(threads), "--memory-limit", "0"),
+                *("--local-directory", str(folder / name), *tls),
+            ],
+        )
 
     @property
     def address(self) -> str:
@@ -121,16 +140,7 @@ class DaskCluster:
 
     def start_worker(self, threads: int | None = None) -> DaskWorker:
         """Start one more worker; returns before it is registered."""
-        name = f"worker-{len(self.workers)}"
-        worker = DaskWorker(
-            self.folder,
-            name,
-            [
-                *("worker", self.address, "--name", name, "--host", "127.0.0.1", "--no-nanny", "--no-dashboard"),
-                *("--nthreads", str(threads or self.threads), "--memory-limit", "0"),
-                *("--local-directory", str(self.folder / name), *self.tls),
-            ],
-        )
+        worker = DaskWorker(self.folder, f"worker-{len(self.workers)}", self.address, threads or self.threads, self.tls)
         self.workers.append(worker)
         return worker
 

@@ -10,31 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from tarmill.quantities import read_bytes, read_seconds
 from tarmill.spec_base import Option, Spec, option_of
 from tarmill.values import Field, fields
-
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SECONDS = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def read_bytes(text: str) -> int:
-    """Read a size such as 500MB, 1.5GiB or 4096; `ValueError` for anything else."""
-    import re
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text, re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{text!r} is no size; write it as 500MB, 1.5GiB or 4096")
-    return int(float(match[1]) * _BYTES[(match[2] or "").lower()])
-
-
-def read_seconds(text: str) -> float:
-    """Read a duration such as 90s, 5m or 1.5h; `ValueError` for anything else."""
-    import re
-
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", text)
-    if not match:
-        raise ValueError(f"{text!r} is no duration; write it as 90s, 5m or 1.5h")
-    return float(match[1]) * _SECONDS[match[2] or ""]
 
 
 def base_of(field: Field) -> str:

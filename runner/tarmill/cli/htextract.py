@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tarmill.cli.arguments import split_values
 from tarmill.cli.job_command import JobCommand
 from tarmill.cli.output import finish_job, show_report
+from tarmill.jobs.listener import Listener
 from tarmill.spec import ExtractSpec, RunOptions
 from tarmill.values import replace
 
@@ -23,13 +25,13 @@ Examples: captions in English as JSON lines; the ten most frequent classes; what
 """
 
 
-def _run(values: dict[str, Any]) -> None:
+def _read(values: dict[str, Any]) -> tuple[ExtractSpec, RunOptions]:
     options = RunOptions(**split_values(RunOptions, values))
     columns = tuple(values.pop("columns"))  # their own parser knows which commas separate
-    run_extract(ExtractSpec(**split_values(ExtractSpec, values), columns=columns), options)
+    return ExtractSpec(**split_values(ExtractSpec, values), columns=columns), options
 
 
-def run_extract(spec: ExtractSpec, options: RunOptions) -> None:
+def run_extract(spec: ExtractSpec, options: RunOptions, title: str, listeners: Sequence[Listener] = ()) -> None:
     """Run an extraction as a command does.
 
     As a filter (rows to standard output, nobody watching) it is quiet, unless something was left out.
@@ -41,11 +43,11 @@ def run_extract(spec: ExtractSpec, options: RunOptions) -> None:
     shown = replace(options, quiet=True) if filtering else options
     reports: list[Report] = []
 
-    def start(console: Any) -> Report:
-        reports.append(run(spec, shown, console))
+    def start(listener: Listener) -> Report:
+        reports.append(run(spec, shown, listener))
         return reports[0]
 
-    finish_job(start, shown, "htextract")
+    finish_job(start, shown, title, listeners)
     if filtering and not options.quiet and any(_remarkable(report) for report in reports):
         show_report(reports[0], replace(options, report=""))
 
@@ -55,6 +57,6 @@ def _remarkable(report: Any) -> bool:
     return bool(counts.errors or counts.dropped["missing"] or counts.kept_damaged or counts.duplicate_keys)
 
 
-COMMAND = JobCommand("htextract", "extract", (ExtractSpec, RunOptions), _run, HELP, EPILOG)
+COMMAND = JobCommand("htextract", "extract", (ExtractSpec, RunOptions), _read, run_extract, HELP, EPILOG)
 make_command = COMMAND.make
 main = COMMAND.main

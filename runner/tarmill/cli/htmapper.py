@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from tarmill.cli.arguments import split_values
 from tarmill.cli.job_command import JobCommand
 from tarmill.cli.output import finish_job
 from tarmill.errors import UsageError
+from tarmill.jobs.listener import Listener
 from tarmill.spec import MapSpec, RunOptions
 
 HELP = """\
@@ -30,13 +32,18 @@ Example: keep the samples whose class is 3, and shorten their text.
 """
 
 
-def _run(values: dict[str, Any]) -> None:
-    from tarmill.jobs.map import run
-
+def _read(values: dict[str, Any]) -> tuple[MapSpec, RunOptions]:
     options = RunOptions(**split_values(RunOptions, values))
     name = values.pop("script")
     spec = MapSpec(**split_values(MapSpec, values), script=read_script(name), script_name=os.path.basename(name))
-    finish_job(lambda console: run(spec, options, console), options, "htmapper")
+    return spec, options
+
+
+def run_map(spec: MapSpec, options: RunOptions, title: str, listeners: Sequence[Listener] = ()) -> None:
+    """Run a map job as a command does."""
+    from tarmill.jobs.map import run
+
+    finish_job(lambda listener: run(spec, options, listener), options, title, listeners)
 
 
 def read_script(path: str) -> str:
@@ -58,6 +65,6 @@ def read_script(path: str) -> str:
         ) from None
 
 
-COMMAND = JobCommand("htmapper", "map", (MapSpec, RunOptions), _run, HELP, EPILOG)
+COMMAND = JobCommand("htmapper", "map", (MapSpec, RunOptions), _read, run_map, HELP, EPILOG)
 make_command = COMMAND.make
 main = COMMAND.main

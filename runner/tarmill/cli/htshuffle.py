@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from tarmill.cli.arguments import split_values
 from tarmill.cli.job_command import JobCommand
 from tarmill.cli.output import finish_job
+from tarmill.jobs.listener import Listener
 from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, ShuffleSpec
 
 HELP = """\
@@ -29,20 +31,20 @@ Examples: a hundred shards, the same for everybody; shards of 1,000 samples; wha
 """
 
 
-def _run(values: dict[str, Any]) -> None:
+def _read(values: dict[str, Any]) -> tuple[ShuffleSpec, ReorderOptions]:
     options = ReorderOptions(**split_values(ReorderOptions, values))
-    run_reorder(ShuffleSpec(**split_values(ShuffleSpec, values)), options, "htshuffle")
+    return ShuffleSpec(**split_values(ShuffleSpec, values)), options
 
 
-def run_reorder(spec: ReorderSpec, options: RunOptions, title: str) -> None:
+def run_reorder(spec: ReorderSpec, options: RunOptions, title: str, listeners: Sequence[Listener] = ()) -> None:
     """Run a shuffle or sort as a command does."""
     # before numpy is imported: it starts threads for linear algebra, of which there is none
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tarmill.jobs.reorder import run
 
-    finish_job(lambda console: run(spec, options, console), options, title)
+    finish_job(lambda listener: run(spec, options, listener), options, title, listeners)
 
 
-COMMAND = JobCommand("htshuffle", "shuffle", (ShuffleSpec, ReorderOptions), _run, HELP, EPILOG)
+COMMAND = JobCommand("htshuffle", "shuffle", (ShuffleSpec, ReorderOptions), _read, run_reorder, HELP, EPILOG)
 make_command = COMMAND.make
 main = COMMAND.main

@@ -28,15 +28,15 @@ Examples: by name; best score first; how many samples each class has; the best o
 """
 
 
-def _run(values: dict[str, Any]) -> None:
+def _read(values: dict[str, Any]) -> tuple[SortSpec, ReorderOptions]:
     options = ReorderOptions(**split_values(ReorderOptions, values))
     chosen: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("keys", "group_by")}  # commas are theirs
     for name in ("script", "reduce_script"):
         if path := values.pop(name):
             chosen |= {name: read_script(path), f"{name}_name": os.path.basename(path)}
-    run_reorder(SortSpec(**split_values(SortSpec, values), **chosen), options, "htsort")
+    return SortSpec(**split_values(SortSpec, values), **chosen), options
 
 
-COMMAND = JobCommand("htsort", "sort", (SortSpec, ReorderOptions), _run, HELP, EPILOG)
+COMMAND = JobCommand("htsort", "sort", (SortSpec, ReorderOptions), _read, run_reorder, HELP, EPILOG)
 make_command = COMMAND.make
 main = COMMAND.main

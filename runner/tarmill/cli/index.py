@@ -31,7 +31,9 @@ Example: let wids, DALI and open_clip begin without a scan.
     metavar="A,B",
     help="Write the files of these readers beside the shards: wids, energon, dali, sizes (open_clip), timm.",
 )
-@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report"))
+@spec_options(
+    RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "print_manifest", "fail_fast", "report")
+)
 def command(inputs: str, write: tuple[str, ...], **values: Any) -> None:
     """Count samples, members and bytes of the IN shards; read everything and digest it, or write index files."""
     run_command(lambda: _run(inputs, write, values), values["log_format"])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tarmill.cli.arguments import plain_values
 from tarmill.cli.output import run_command
+from tarmill.spec import RunOptions
 from tarmill.spec_base import Spec
-from tarmill.values import valueclass
+from tarmill.values import replace, valueclass
 
 if TYPE_CHECKING:
     import click
+
+    from tarmill.jobs.listener import Listener
 
 
 @valueclass
@@ -26,8 +29,10 @@ class JobCommand:
     """Name below `tarmill`, such as map."""
     kinds: tuple[type[Spec], ...]
     """The specs that the options are of, in the order of `--help`."""
-    work: Callable[[dict[str, Any]], None]
-    """Does it; is given the options' values by field name, as click gives them."""
+    read: Callable[[dict[str, Any]], tuple[Any, RunOptions]]
+    """Makes a spec and run options of the options' values by field name, as click gives them."""
+    work: Callable[[Any, Any, str, Sequence[Listener]], None]
+    """Runs a spec with run options, under a title, and tells listeners."""
     help: str
     epilog: str
 
@@ -59,4 +64,24 @@ class JobCommand:
             gc.freeze()
 
     def _run(self, values: dict[str, Any]) -> None:
-        run_command(lambda: self.work(values), values["log_format"])
+        run_command(lambda: self.start(*self.read(values), self.script), values["log_format"])
+
+    def start(self, spec: Any, options: RunOptions, title: str, listeners: Sequence[Listener] = ()) -> None:
+        """Do what is asked for: run the job, or print it.
+
+        Args:
+            spec: of the job.
+            options: for its run.
+            title: what a progress bar calls it.
+            listeners: who wants to know how it goes, besides whoever looks at the terminal.
+        """
+        if options.print_manifest:
+            from tarmill.cli.manifest import print_manifest
+
+            print_manifest(spec, options)
+            return
+        if options.report == "auto":
+            from tarmill.cli.manifest import report_url
+
+            options = replace(options, report=report_url(spec))
+        self.work(spec, options, title, listeners)

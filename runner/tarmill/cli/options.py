@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
-from tarmill.cli.arguments import base_of, flags_of, read_bytes, read_seconds, split_pair, split_values
+from tarmill.cli.arguments import base_of, flags_of, split_pair, split_values
+from tarmill.quantities import read_bytes, read_seconds, show_bytes, show_seconds
 from tarmill.spec_base import Option, Spec, option_of
 from tarmill.values import Field, fields
 
@@ -80,15 +81,10 @@ def _parameter(field: Field, known: Option) -> Callable[[Any], Any]:
         settings["default"] = field.default or None
     elif known.unit == "bytes":
         settings["type"] = Bytes()
-        settings["default"] = _show_bytes(settings["default"])
+        settings["default"] = show_bytes(settings["default"])
     elif known.unit == "seconds":
         settings["type"] = Seconds()
+        settings["default"] = show_seconds(settings["default"])
     elif base in ("int", "float"):
         settings["type"] = int if base == "int" else float
     return click.option(*flags, **settings)
-
-
-def _show_bytes(size: int) -> str:
-    if not size:
-        return "0"
-    return f"{size >> 30}GiB" if size % (1 << 30) == 0 else f"{size}"

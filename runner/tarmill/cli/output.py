@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tarmill.errors import Interrupted, JobFailed, TarmillError
-from tarmill.jobs.listener import Listener
+from tarmill.errors import Interrupted, JobFailed, TarmillError, exit_code_of
+from tarmill.jobs.listener import Listener, Several
 
 if TYPE_CHECKING:
     from tarmill.engine.base import Progress
@@ -188,6 +188,7 @@ def show_report(report: Report, options: RunOptions) -> None:
         from tarmill import storage
 
         storage.write_bytes(options.report, (json.dumps(report.to_dict(), indent=1) + "\n").encode())
+        report.url = storage.mask(options.report)
     if options.log_format == "json":
         _say_json({"event": "report", **report.to_dict()})
     elif not options.quiet and not report.plan_only:
@@ -249,17 +250,17 @@ def run_command(work: Callable[[], None], log_format: str = "text") -> None:
     except Interrupted as stop:
         name = "Ctrl-C" if stop.signal_number == 2 else "SIGTERM"
         _say_end("stopped", f"stopped by {name}; run the same command again to go on", "", log_format)
-        code = stop.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
+        code = exit_code_of(stop)
+    except KeyboardInterrupt as stop:
+        code = exit_code_of(stop)
+    except BrokenPipeError as error:
         _quiet_stdout()
-        code = 141  # 128 + SIGPIPE: whoever read our output has seen enough
+        code = exit_code_of(error)
     except TarmillError as error:
         # a failed job has told the tracebacks with its shards
         trace = "" if isinstance(error, JobFailed) else error.facts.get("script_traceback", "")
         _say_end("error", error.message, trace, log_format)
-        code = error.exit_code
+        code = exit_code_of(error)
     sys.exit(code)
 
 
@@ -277,19 +278,29 @@ def _quiet_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def finish_job(start: Callable[[Console], Report], options: RunOptions, title: str) -> None:
-    """Run a job under a console and show its report, also when it failed or was stopped."""
+def finish_job(
+    start: Callable[[Listener], Report], options: RunOptions, title: str, listeners: Sequence[Listener] = ()
+) -> None:
+    """Run a job under a console and show its report, also when it failed or was stopped.
+
+    Args:
+        start: runs it, and tells the listener that it is given.
+        options: `quiet`, `log_format`, `report`, `dry_run`.
+        title: what the bar calls the job.
+        listeners: who wants to know too.
+    """
     console = Console(options, title)
-    report: Report | None = None
     try:
-        report = start(console)
-    except JobFailed as error:
-        report = error.facts.get("report")
-        raise
-    except Interrupted:
-        report = console.report  # what was finished
+        report = start(Several([console, *listeners]) if listeners else console)
+    except (JobFailed, Interrupted) as error:
+        console.close()
+        found = error.facts.get("report") if isinstance(error, JobFailed) else console.report  # what was finished
+        if found is not None:
+            try:
+                show_report(found, options)
+            except TarmillError as second:  # why the job failed says more
+                console.note(f"the report could not be written: {second.message}")
         raise
     finally:
         console.close()
-        if report is not None:
-            show_report(report, options)
+    show_report(report, options)

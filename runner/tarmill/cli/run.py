@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from tarmill.cli.options import spec_options, split_values
-from tarmill.cli.output import finish_job, run_command
-from tarmill.errors import SpecError
-from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, ReorderSpec, RunOptions, kind_of, spec_from_manifest
+from tarmill.cli.output import run_command
+from tarmill.cli.serve_options import ServeOptions
+from tarmill.spec import ReorderOptions, RunOptions, kind_of
+
+if TYPE_CHECKING:
+    from tarmill.cli.job_command import JobCommand
+    from tarmill.jobs.listener import Listener
 
 EPILOG = """\b
 Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
@@ -28,53 +34,75 @@ Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
 """
 
 
-@click.command("run", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """Leaves last words for a command line that cannot be read, too."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        given = list(args)
+        try:
+            return super().make_context(info_name, args, *rest, **extra)
+        except click.UsageError as error:
+            if "--serve" in given:
+                from tarmill.cli.serve import say_refused
+
+                say_refused(_termination_log(given), error)
+            raise
+
+
+def _termination_log(arguments: Sequence[str]) -> str:
+    """Find where the last words go in a command line that cannot be read."""
+    flag, path = "--termination-log", ServeOptions().termination_log
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == flag and following:
+            path = following
+        elif word.startswith(f"{flag}="):
+            path = word.partition("=")[2]
+    return path
+
+
+@click.command(
+    "run",
+    cls=_Command,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("--spec", "spec_file", required=True, metavar="FILE", help="Spec as YAML or JSON: a file, a URL or `-`.")
 @spec_options(ReorderOptions)
-def command(spec_file: str, **values: Any) -> None:
+@spec_options(ServeOptions)
+@click.pass_context
+def command(context: click.Context, /, spec_file: str, **values: Any) -> None:
     """Run the job that a spec file describes."""
-    run_command(lambda: _run(spec_file, ReorderOptions(**split_values(ReorderOptions, values))), values["log_format"])
+    given = {name: value for name, value in values.items() if _is_given(context, name)}
+
+    def work() -> None:
+        if values["serve"]:
+            from tarmill.cli.serve import serve_job
+
+            serve_job(values, lambda: _read(spec_file, given), _start)
+        else:
+            ServeOptions(**split_values(ServeOptions, values))
+            _start(*_read(spec_file, given))
+
+    run_command(work, values["log_format"])
 
 
-def _run(spec_file: str, options: RunOptions) -> None:
-    spec = spec_from_manifest(read_manifest_text(spec_file))
-    if isinstance(spec, MapSpec):
-        from tarmill.jobs.map import run as run_map
-
-        map_spec = spec
-        finish_job(lambda console: run_map(map_spec, options, console), options, "ShardMap")
-    elif isinstance(spec, ExtractSpec):
-        from tarmill.cli.htextract import run_extract
-
-        run_extract(spec, options)
-    elif isinstance(spec, ReorderSpec):
-        from tarmill.cli.htshuffle import run_reorder
-
-        run_reorder(spec, options, kind_of(spec).name)
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
 
 
-def read_manifest_text(url: str) -> dict[str, Any]:
-    """Read a spec file, YAML or JSON.
+def _read(spec_file: str, given: dict[str, Any]) -> tuple[Any, RunOptions]:
+    """Read a job; what the command line says of how to run it counts more than the file."""
+    from tarmill.cli.htmapper import read_script
+    from tarmill.cli.manifest import read_manifest_text
+    from tarmill.spec_file import read_spec_file
 
-    Raises:
-        SpecError: it is neither, or no mapping.
-    """
-    from tarmill import storage
-
-    text = storage.read_bytes(url).decode("utf-8", "replace")
-    try:
-        found = json.loads(text) if text.lstrip().startswith("{") else _load_yaml(text)
-    except ValueError as error:
-        raise SpecError(f"{url}: {error}; expected YAML or JSON", field="spec", value=url) from None
-    if not isinstance(found, dict):
-        raise SpecError(f"{url} holds {type(found).__name__}; expected 'kind' and 'spec'", field="spec", value=url)
-    return found
+    spec, options = read_spec_file(read_manifest_text(spec_file), read_script)
+    chosen = vars(options) | split_values(ReorderOptions, given)
+    chosen["store_options"] = options.store_options | chosen["store_options"]
+    return spec, ReorderOptions(**chosen)
 
 
-def _load_yaml(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+def _start(spec: Any, options: RunOptions, *listeners: Listener) -> None:
+    kind = kind_of(spec)
+    job: JobCommand = importlib.import_module(f"tarmill.cli.{kind.command}").COMMAND
+    job.start(spec, options, kind.name, listeners)

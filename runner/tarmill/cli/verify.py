@@ -37,7 +37,9 @@ MAX_FAULTS = 20
     help="How names split into key and field; as for the job that wrote OUT.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write the result to standard output as JSON.")
-@spec_options(RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "report"))
+@spec_options(
+    RunOptions, leave_out=("scratch_dir", "verify_uploads", "dry_run", "print_manifest", "fail_fast", "report")
+)
 def command(shards: tuple[str, ...], key_function: str, as_json: bool, **values: Any) -> None:
     """Read OUT again and check it against its manifest; with IN, prove that it holds just the samples of IN."""
     run_command(lambda: _run(shards, key_function, as_json, values), values["log_format"])

@@ -24,7 +24,7 @@ from tarmill.engine.cluster_worker import Order, WrongWorkerError, execute, intr
 from tarmill.engine.dispatch import Dispatcher, Start
 from tarmill.engine.meter import PERIOD_S
 from tarmill.engine.watch import Watch, death_error, timeout_error
-from tarmill.errors import TarmillError, TaskTimeout
+from tarmill.errors import ClusterError, NoWorkersError, TarmillError, TaskTimeout
 
 NO_WORKER_TIMEOUT_S = 300.0
 LOST_SCHEDULER_S = 30.0
@@ -40,11 +40,11 @@ class DaskEngine:
         tls_ca_file, tls_cert, tls_key: PEM files; with a CA file HOST:PORT means tls://.
         task_timeout_s: a task whose meter does not change for this long is ended with TaskTimeout; None = never. A task
             that does not even listen to that costs its whole worker process, whose other tasks run again.
-        no_worker_timeout_s: how long to wait while there is no worker at all.
+        no_worker_timeout_s: how long to wait while there is no worker at all; None = for ever.
 
     Raises:
         UsageError: Dask is not installed, or the address cannot be read.
-        TarmillError: no scheduler answers.
+        ClusterError: no scheduler answers.
     """
 
     name = "dask"
@@ -58,7 +58,7 @@ class DaskEngine:
         tls_key: str | None = None,
         task_timeout_s: float | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        no_worker_timeout_s: float = NO_WORKER_TIMEOUT_S,
+        no_worker_timeout_s: float | None = NO_WORKER_TIMEOUT_S,
     ) -> None:
         self.client = connect(
             scheduler, tls_ca_file=tls_ca_file, tls_cert=tls_cert, tls_key=tls_key, timeout_s=connect_timeout_s
@@ -66,6 +66,8 @@ class DaskEngine:
         self.address = str(self.client.scheduler.address)
         self.task_timeout_s = task_timeout_s
         self.no_worker_timeout_s = no_worker_timeout_s
+        self.known_workers = 0
+        """How many workers could take tasks when it was last heard; asks nobody, unlike `workers`."""
         self._requirements: list[bytes] = []
 
     @property
@@ -229,6 +231,7 @@ class _Run(Generic[T, R]):
             case members.Joined(worker, worker_id, slots):
                 self.ids[worker] = worker_id
                 self.dispatcher.join(worker, slots)
+                self.engine.known_workers = len(self.ids)
             case members.Gone(worker, retired):
                 return self._lose(worker, blame=not retired)
             case members.Unreachable(since_s):
@@ -274,6 +277,7 @@ class _Run(Generic[T, R]):
     def _lose(self, worker: str, *, blame: bool) -> list[Outcome[T, R]]:
         """A worker is gone: its tasks run again, or have ended with the reason why it is gone."""
         self.ids.pop(worker, None)
+        self.engine.known_workers = len(self.ids)
         now_s = time.monotonic()
         lost = [job for job in self.jobs.values() if job.start.worker == worker]
         errors = {job.start.index: error for job in lost if (error := self._hung(job, now_s)) is not None}
@@ -307,20 +311,20 @@ class _Run(Generic[T, R]):
             self.client.loop.add_callback(lambda: self.client.cancel(futures, asynchronous=True))
 
     def _check_cluster(self) -> None:
-        now_s = time.monotonic()
+        now_s, timeout_s = time.monotonic(), self.engine.no_worker_timeout_s
         if self.dispatcher.workers:
             self.no_worker_since_s = now_s
-        elif now_s - self.no_worker_since_s > self.engine.no_worker_timeout_s:
+        elif timeout_s is not None and now_s - self.no_worker_since_s > timeout_s:
             refused = "".join(f"; {error}" for error in self.members.refused.values())
-            raise TarmillError(
+            raise NoWorkersError(
                 f"the Dask scheduler at {self.engine.address} has had no worker that could take a task for "
-                f"{self.engine.no_worker_timeout_s:g} s, and {self.dispatcher.unfinished} tasks wait{refused}. "
+                f"{timeout_s:g} s, and {self.dispatcher.unfinished} tasks wait{refused}. "
                 f"Start workers: dask worker {self.engine.address}",
                 address=self.engine.address,
             )
 
-    def _lost_scheduler(self) -> TarmillError:
-        return TarmillError(
+    def _lost_scheduler(self) -> ClusterError:
+        return ClusterError(
             f"the Dask scheduler at {self.engine.address} is gone, and with it what ran. Finished outputs are kept: "
             "run the same command again once a scheduler is there",
             address=self.engine.address,

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tarmill.errors import TarmillError, UsageError
+from tarmill.errors import ClusterError, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -56,16 +56,14 @@ def connect(
 
     Raises:
         UsageError: distributed is not installed, the notation is wrong, or a TLS file cannot be read.
-        TarmillError: no scheduler answers there in time.
+        ClusterError: no scheduler answers there in time.
     """
     try:
         import distributed
     except ImportError as error:
         raise UsageError(f"-c needs Dask, which cannot be imported ({error}): pip install 'tarmill[dask]'") from error
     address = scheduler_address(scheduler, tls=tls_ca_file is not None)
-    for name, file in (("CA file", tls_ca_file), ("certificate", tls_cert), ("key", tls_key)):
-        if file is not None and not Path(file).is_file():
-            raise UsageError(f"TLS {name} {file}: no such file", path=file)
+    tls_files(tls_ca_file, tls_cert, tls_key)
     security = None
     if tls_ca_file or tls_cert or tls_key:
         security = distributed.Security(
@@ -80,9 +78,20 @@ def connect(
             )
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         cause = error.__cause__ or error
-        raise TarmillError(
+        raise ClusterError(
             f"no Dask scheduler answered at {address} within {timeout_s:g} s ({cause}). "
             "Expected `dask scheduler` there: check host and port, whether it runs, and whether it wants TLS "
             "(tls://, --tls-ca-file, ...)",
             address=address,
         ) from error
+
+
+def tls_files(tls_ca_file: str | None, tls_cert: str | None, tls_key: str | None) -> None:
+    """Make sure that the PEM files that are named are there.
+
+    Raises:
+        UsageError: names the one that is not.
+    """
+    for name, file in (("CA file", tls_ca_file), ("certificate", tls_cert), ("key", tls_key)):
+        if file is not None and not Path(file).is_file():
+            raise UsageError(f"TLS {name} {file}: no such file", path=file)

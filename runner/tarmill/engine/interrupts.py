@@ -21,6 +21,16 @@ def raise_if_asked() -> None:
         raise Interrupted(_asked)
 
 
+def settle() -> None:
+    """Signals change nothing from now on: what there was to do is decided, and the end has a bound of its own.
+
+    Within `interruptible`, at whose end they count again; outside of the main thread nothing changes.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within the block the first SIGINT or SIGTERM raises Interrupted in the main thread; a second ends the process.

@@ -58,6 +58,7 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engin
             tls_cert=options.tls_cert or None,
             tls_key=options.tls_key or None,
             task_timeout_s=options.task_timeout or None,
+            no_worker_timeout_s=options.wait_for_workers or None,
         )
     if here and options.task_timeout:
         raise UsageError(
@@ -76,9 +77,18 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engin
 
 
 def run_tasks(
-    engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener
+    engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener, *, fail_fast: bool = False
 ) -> Iterator[Outcome[T, R]]:
-    """Run tasks and yield each one's last outcome; those whose store failed in a way that may pass are tried again."""
+    """Run tasks and yield each one's last outcome; those whose store failed in a way that may pass are tried again.
+
+    Args:
+        engine: runs them.
+        function: for each task.
+        tasks: to run.
+        listener: is told of progress and of what is tried again.
+        fail_fast: end with the first task that failed; what runs is stopped.
+    """
+    listener.engine(engine)
     left = list(tasks)
     for attempt in range(1, SHARD_TRIES + 1):
         again = []
@@ -90,6 +100,8 @@ def run_tasks(
                     again.append(outcome.task)
                 else:
                     yield outcome
+                    if fail_fast and error is not None:
+                        return
         left = again
         if not left:
             return

@@ -74,7 +74,7 @@ def _spill(work: Reorder, engine: Engine, tasks: Sequence[BatchTask]) -> list[Ru
     work.listener.stage("first pass", len(todo), sum(s.shard.size_bytes or 0 for task in todo for s in task.shards))
     for found in done.values():
         counts.merge(found.counts)
-    with closing(run_tasks(engine, spill_batch, todo, work.listener)) as outcomes:  # type: ignore[type-var]
+    with closing(run_tasks(engine, spill_batch, todo, work.listener, fail_fast=work.options.fail_fast)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
             if outcome.result is not None:
                 done[outcome.task.index] = outcome.result

@@ -150,7 +150,8 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
             engine = stack.enter_context(choose_engine(options, len(found.shards), urls))
             tasks = found.tasks(spool, HERE_BYTES if engine.name == "serial" else INLINE_BYTES, settings)
             probe_workers(engine, found.shards[0], spool or ShardPattern.parse(spec.output).folder or "-")
-            outcomes = stack.enter_context(closing(run_tasks(engine, extract_shard, tasks, listener)))  # type: ignore[type-var]
+            told = run_tasks(engine, extract_shard, tasks, listener, fail_fast=options.fail_fast)
+            outcomes = stack.enter_context(closing(told))  # type: ignore[type-var]
             ordered = in_order(_told(outcomes, listener), spool if not options.scheduler else "")
             _consume(found, ordered, report)
     except Interrupted:
@@ -196,7 +197,7 @@ def _take(report: Report, outcome: _Outcome) -> None:
         report.shards_done += 1
         report.counts.merge(outcome.result.counts)
     elif outcome.error is not None:
-        report.failures.append(Failure(outcome.task.index, outcome.task.label, outcome.error.message))
+        report.failures.append(Failure.of(outcome.task.index, outcome.task.label, outcome.error))
 
 
 def _check(limit: ErrorLimit, report: Report) -> None:
@@ -242,6 +243,8 @@ def in_order(outcomes: Iterator[_Outcome], spool: str = "", waiting_bytes: int =
                 held -= len(ready.result.payload)
             turn += 1
             yield ready
+    # only what ended before its turn would come leaves any: what failed is told
+    yield from (waiting[index] for index in sorted(waiting) if waiting[index].error is not None)
 
 
 # ---- where results go -------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def run_gather(
         total_bytes: that they read in all, where it is known.
     """
     work.listener.stage(stage, len(tasks), total_bytes)
-    with closing(run_tasks(engine, function, tasks, work.listener)) as outcomes:  # type: ignore[type-var]
+    with closing(run_tasks(engine, function, tasks, work.listener, fail_fast=work.options.fail_fast)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
             if outcome.result is not None:
                 for done in outcome.result:

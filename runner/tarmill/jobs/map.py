@@ -206,7 +206,7 @@ def _run_tasks(
         found.folder.begin({"kind": _KIND, "output": storage.mask(found.spec.output), "shards": len(found.shards)})
     with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output]) as engine:
         probe_workers(engine, tasks[0].shard, from_anywhere(ShardPattern.parse(found.spec.output).folder or "./"))
-        with closing(run_tasks(engine, map_shard, tasks, listener)) as outcomes:  # type: ignore[type-var]
+        with closing(run_tasks(engine, map_shard, tasks, listener, fail_fast=options.fail_fast)) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
                 _hear(found, outcome, listener, report)
                 if limit.exceeded(report.counts, final=False):
@@ -223,8 +223,7 @@ def _hear(found: MapPlan, outcome: Outcome[MapTask, ShardDone], listener: Listen
     elif error is not None:
         if found.folder is None and error.facts.get("kind") == "BrokenPipeError":
             raise BrokenPipeError(error.message)  # whoever reads our standard output has seen enough
-        trace = error.facts.get("script_traceback", "")
-        report.failures.append(Failure(task.index, task.label, error.message, trace))
+        report.failures.append(Failure.of(task.index, task.label, error))
         listener.failed(task.label, error)
 
 

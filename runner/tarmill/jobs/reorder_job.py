@@ -120,11 +120,10 @@ class Reorder:
 
     def fail(self, index: int, label: str, error: TarmillError) -> None:
         """Take note of a task that failed for good."""
-        trace = error.facts.get("script_traceback", "")
-        message = error.message
+        failure = Failure.of(index, label, error)
         if isinstance(error, NoSpaceError) and self.plan.scratch_bytes:
-            message += f"; the job needs about {self.plan.scratch_bytes / 1e6:,.0f} MB of scratch space in all"
-        self.report.failures.append(Failure(index, label, message, trace))
+            failure.message += f"; the job needs about {self.plan.scratch_bytes / 1e6:,.0f} MB of scratch space in all"
+        self.report.failures.append(failure)
         self.listener.failed(label, error)
 
     def check_limit(self, counts: Counts, *, final: bool) -> bool:

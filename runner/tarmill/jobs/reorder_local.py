@@ -65,7 +65,7 @@ def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[S
     for found in kept.values():
         for shard in found:
             counts.merge(shard.counts)
-    with closing(run_tasks(engine, scan_shards, todo, work.listener)) as outcomes:  # type: ignore[type-var]
+    with closing(run_tasks(engine, scan_shards, todo, work.listener, fail_fast=work.options.fail_fast)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
             if outcome.result is not None:
                 counts.merge(outcome.result.counts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
+from tarmill.errors import TarmillError, reason_of
 from tarmill.planning.counts import Counts
 from tarmill.values import field, valueclass
 
@@ -16,6 +17,13 @@ class Failure:
     shard: str
     message: str
     traceback: str = ""
+    reason: str = "JobFailed"
+    """Kind of the error, as `errors.reason_of` names it."""
+
+    @classmethod
+    def of(cls, index: int, shard: str, error: TarmillError) -> Self:
+        """Tell of a shard's error."""
+        return cls(index, shard, error.message, error.facts.get("script_traceback", ""), reason_of(error))
 
 
 @valueclass(frozen=False)
@@ -39,6 +47,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     index: list[str] = field(default_factory=list)
     """Index files for other readers that were written: URLs, and how many stand beside each shard."""
+    url: str = ""
+    """Where `--report` has written it."""
 
     @property
     def succeeded(self) -> bool:
@@ -59,7 +69,9 @@ class Report:
             "balanced": self.counts.missing == 0,
             "digest": self.digest,
             "wall_s": round(self.wall_s, 3),
-            "failures": [{"index": f.index, "shard": f.shard, "message": f.message} for f in self.failures],
+            "failures": [
+                {"index": f.index, "shard": f.shard, "reason": f.reason, "message": f.message} for f in self.failures
+            ],
             "notes": self.notes,
             **({"index": self.index} if self.index else {}),
         }
