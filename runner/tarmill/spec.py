@@ -69,15 +69,11 @@ def _shard_size(more: str = "") -> Any:
 
 
 def _num_shards(more: str = ".") -> Any:
-    return option(
-        0, identity=True, metavar="N", help=f"Cut into N shards that differ by one sample at most{more}"
-    )
+    return option(0, identity=True, metavar="N", help=f"Cut into N shards that differ by one sample at most{more}")
 
 
 def _empty_shards() -> Any:
-    return option(
-        False, identity=True, help="With more shards than samples: write empty ones, instead of an error."
-    )
+    return option(False, identity=True, help="With more shards than samples: write empty ones, instead of an error.")
 
 
 def _rejected() -> Any:
@@ -446,8 +442,8 @@ class UploadSpec(JobSpec):
     )
     samples_per_shard: int = _samples_per_shard()
     shard_size: int = _shard_size(
-        f" By default {DEFAULT_UPLOAD_SHARD_BYTES // 10**6}MB, or {DEFAULT_UPLOAD_SAMPLES:,} samples where sizes are not "
-        "known before."
+        f" By default {DEFAULT_UPLOAD_SHARD_BYTES // 10**6}MB, or {DEFAULT_UPLOAD_SAMPLES:,} samples where sizes are "
+        "not known before."
     )
     num_shards: int = _num_shards()
     empty_shards: bool = _empty_shards()
@@ -490,7 +486,10 @@ class UploadSpec(JobSpec):
     fetches: int = option(16, metavar="N", help="Objects that a process fetches at once from stores and the web.")
     fetches_per_host: int = option(4, metavar="N", help="Of these, at most so many from one web server.")
     fetch_timeout: float = option(
-        60.0, unit="seconds", metavar="TIME", help="Give an object up that could not be had for so long; retried so far."
+        60.0,
+        unit="seconds",
+        metavar="TIME",
+        help="Give an object up that could not be had for so long; retried so far.",
     )
     level: int = _level()
     exists: str = _exists()

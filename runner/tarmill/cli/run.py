@@ -10,7 +10,16 @@ import click
 from tarmill.cli.options import spec_options, split_values
 from tarmill.cli.output import finish_job, run_command
 from tarmill.errors import SpecError
-from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, ReorderSpec, RunOptions, kind_of, spec_from_manifest
+from tarmill.spec import (
+    ExtractSpec,
+    MapSpec,
+    ReorderOptions,
+    ReorderSpec,
+    RunOptions,
+    UploadSpec,
+    kind_of,
+    spec_from_manifest,
+)
 
 EPILOG = """\b
 Example: the job that `htmapper -p double.py 'a-@4.tar' 'b-@.tar'` runs.
@@ -51,6 +60,10 @@ def _run(spec_file: str, options: RunOptions) -> None:
         from tarmill.cli.htshuffle import run_reorder
 
         run_reorder(spec, options, kind_of(spec).name)
+    elif isinstance(spec, UploadSpec):
+        from tarmill.cli.htupload import run_upload
+
+        run_upload(spec, options, kind_of(spec).name)
 
 
 def read_manifest_text(url: str) -> dict[str, Any]:

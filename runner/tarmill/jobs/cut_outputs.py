@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tarmill import storage
 from tarmill.errors import SpecError, TarmillError
 from tarmill.formats.codec_write import check_level
@@ -45,6 +47,14 @@ def check_output(spec: ReorderSpec | UploadSpec, out: ShardPattern) -> None:
 def named(out: ShardPattern, count: int) -> list[str]:
     """Name the shards of an output pattern, which may have none."""
     return (out.with_count(count) if out.is_open else out).expand() if count else []
+
+
+def numbered(out: ShardPattern) -> str:
+    """Give a regular expression for the names of an open pattern's shards, without folder; its group is the number."""
+    first, second = (out.with_count(2).format(index).rpartition("/")[2] for index in range(2))
+    at = next(index for index in range(len(first)) if first[index] != second[index]) + 1
+    front, back = first[:at].removesuffix("000000"), first[at:]
+    return f"(?s){re.escape(front)}([0-9]+){re.escape(back)}"
 
 
 def shards_before(manifest: str) -> set[str]:

@@ -179,7 +179,7 @@ class Listing:
         if self._file is None:
             import tempfile
 
-            self._file = tempfile.TemporaryFile(dir=self._scratch_dir, prefix="tarmill-listing-")
+            self._file = tempfile.TemporaryFile(dir=self._scratch_dir, prefix="tarmill-listing-")  # noqa: SIM115
         self._hash.update(self._recent)
         self._file.write(self._recent)
         self._in_file += len(self._recent)
