@@ -7,8 +7,9 @@ one task. A tar on standard input goes another way, see `upload_stream`.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 
 from tarmill import storage
@@ -32,19 +33,22 @@ from tarmill.jobs.manifests import (
 )
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.upload_collect import Collector
+from tarmill.jobs.upload_look import Run
+from tarmill.jobs.upload_scan import look_at_tree
 from tarmill.jobs.upload_shard import upload_shard
 from tarmill.jobs.upload_sources import CLASSES, collect, first_local, resolve
 from tarmill.planning.counts import Counts
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard, ShardDone
 from tarmill.planning.upload_cuts import shard_edges, shuffled
-from tarmill.planning.upload_listing import Found
+from tarmill.planning.upload_listing import Found, Listing
 from tarmill.planning.upload_tasks import UploadJob, UploadTask
 from tarmill.spec import RunOptions, UploadSpec
 from tarmill.values import field, replace, valueclass
 
 KIND = "ShardUpload"
 LISTING = "listing"
+_ANY_NUMBER = 1 << 20
 _FEW_BYTES = 4 << 20
 """Of entries of all shards, which then travel with the tasks."""
 
@@ -103,6 +107,13 @@ class Engines:
         self._urls = urls
         self._stack = stack
         self._engine: Engine | None = None
+
+    def for_looks(self) -> Callable[[], Engine] | None:
+        """Give what gives the engine, where it has several workers on this machine."""
+        options = self.options
+        alone = options.workers == 1 or (not options.workers and len(os.sched_getaffinity(0)) == 1)
+        here = any(storage.capabilities(url).shared == "process" for url in self._urls)
+        return None if alone or here or options.scheduler else lambda: self.get(_ANY_NUMBER)
 
     def get(self, tasks: int) -> Engine:
         """Give the engine, for so many tasks at least."""
@@ -171,7 +182,7 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     if spec.output != "-":
         check_output(spec, out)
     known = _known_classes(spec, out)
-    collector, inputs = _collected(spec, out, settings, known)
+    collector, inputs = _collected(spec, out, engines, listener, known)
     found = collector.found
     found.listing.finish()
     listing = Shard("", "listing", found.listing.content_bytes, found.listing.version)
@@ -211,19 +222,21 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
 
 
 def _collected(
-    spec: UploadSpec, out: ShardPattern, settings: storage.StorageSettings, known: dict[str, int]
+    spec: UploadSpec, out: ShardPattern, engines: Engines, listener: Listener, known: dict[str, int]
 ) -> tuple[Collector, list[Shard]]:
     """Put all samples into a listing; give it with what stands for the sources in the job's id."""
-    from tarmill.planning.upload_listing import Listing
-
-    collector = Collector(spec, Listing(settings.scratch_dir))
+    collector = Collector(spec, Listing(engines.options.scratch_dir or None))
     if spec.columns:
         from tarmill.jobs.upload_lists import entries_of, find_lists
 
         lists = find_lists(spec)
         collector.take_in_order(entries_of(spec, lists, collector))
         return collector, lists
-    collect(spec, resolve(spec, out), collector, known)
+
+    def look_at_all(runs: Iterable[Run], root: int, taker: Collector) -> None:
+        look_at_tree(spec, runs, root, taker, engines.for_looks(), listener)
+
+    collect(spec, resolve(spec, out), collector, known, look_at_all)
     return collector, [Shard("", storage.mask(source)) for source in spec.sources]
 
 

@@ -90,12 +90,6 @@ class Collector:
             self._given.add(hash_of_key(entry[0]))
             self._take(entry, taken)
 
-    def take_plain(self, entries: Iterable[Entry]) -> None:
-        """Take samples in the order of keys that all differ, as those of one folder do."""
-        add = self.found.listing.add
-        for entry in entries:
-            add(entry)
-
     def explicit(self, entry: Entry) -> tuple[Part, ...]:
         """Give the parts of an entry with their paths written out."""
         key, root, parts = entry

@@ -17,7 +17,7 @@ from tarmill.jobs.cut_outputs import numbered
 from tarmill.jobs.inputs import MANIFEST_SUFFIX
 from tarmill.jobs.upload_collect import Collector
 from tarmill.jobs.upload_look import Looked, Run, label_part, look, problem_of
-from tarmill.jobs.upload_tree import Tree
+from tarmill.jobs.upload_tree import MARK, Tree
 from tarmill.planning.upload_listing import Entry, Part
 from tarmill.planning.upload_names import (
     fault_of_field,
@@ -37,6 +37,8 @@ from tarmill.values import field, valueclass
 LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _TARS = r"(?i).*\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst)"
 CLASSES = "classes.json"
+
+LookAtAll = Callable[[Iterable[Run], int, Collector], None]
 
 
 @valueclass
@@ -201,7 +203,9 @@ def _resolve_object(source: str, found: Sources) -> None:
 # ---- samples --------------------------------------------------------------------------------------------------------
 
 
-def collect(spec: UploadSpec, sources: Sources, collector: Collector, known_classes: dict[str, int]) -> None:
+def collect(
+    spec: UploadSpec, sources: Sources, collector: Collector, known_classes: dict[str, int], look_at_all: LookAtAll
+) -> None:
     """Put the samples of all sources into the collector's listing, in the order of their keys.
 
     Args:
@@ -209,6 +213,7 @@ def collect(spec: UploadSpec, sources: Sources, collector: Collector, known_clas
         sources: as `resolve` found them.
         collector: takes samples, and what is wrong with them.
         known_classes: classes that have numbers already.
+        look_at_all: looks at the files of one tree, in workers where there are very many.
     """
     plain = spec.key_function == "base_plus_ext" and not spec.key_prefix.startswith("__")
     if spec.class_from_dir:
@@ -217,7 +222,12 @@ def collect(spec: UploadSpec, sources: Sources, collector: Collector, known_clas
     for tree in sources.trees:
         if plain:
             collector.roots.append(tree.base)
-            streams.append(_entries_of_tree(spec, tree, len(collector.roots) - 1, collector))
+            root = len(collector.roots) - 1
+            runs = _runs_of_tree(spec, tree, collector)
+            if len(spec.sources) == 1:
+                look_at_all(runs, root, collector)
+            else:
+                streams.append(_looked_at(spec, runs, root, collector))
         else:
             streams.append(_grouped(spec, _files_of_tree(tree, collector), collector))
     if sources.files:
@@ -227,9 +237,7 @@ def collect(spec: UploadSpec, sources: Sources, collector: Collector, known_clas
     if sources.objects:
         objects = ((url.partition("?")[0].rpartition("/")[2], _object(storage.stat(url))) for url in sources.objects)
         streams.append(_grouped(spec, objects, collector))
-    if len(streams) == 1 and sources.trees and plain:
-        collector.take_plain(streams[0])
-    else:
+    if streams:
         collector.take_sorted(streams)
     for tree in sources.trees:
         collector.found.skipped += tree.skipped
@@ -251,26 +259,27 @@ def _class_names(sources: Sources, collector: Collector) -> Sequence[str]:
     return sorted(names)
 
 
-def _entries_of_tree(spec: UploadSpec, tree: Tree, root: int, collector: Collector) -> Iterator[Entry]:
-    """Look at the files of a tree; give its samples."""
-    looked = Looked()
+def _runs_of_tree(spec: UploadSpec, tree: Tree, collector: Collector) -> Iterator[Run]:
+    """Give the files of a tree with their class."""
     classes = collector.found.classes
     for rel, names in tree.runs(collector.folder_trouble):
-        label = None
-        if spec.class_from_dir:
-            if not rel:
-                _drop_without_class(spec, names, tree, collector)
-                continue
-            label = classes[rel.partition("/")[0]]
-        yield from look(Run(tree.base, rel, names, label), root, spec.key_prefix, spec.follow_symlinks, looked)
+        if spec.class_from_dir and not rel:
+            _drop_without_class(spec, names, tree, collector)
+        else:
+            label = classes[rel.partition("/")[0]] if spec.class_from_dir else None
+            yield Run(tree.base, rel, names, label)
+
+
+def _looked_at(spec: UploadSpec, runs: Iterable[Run], root: int, collector: Collector) -> Iterator[Entry]:
+    looked = Looked()
+    for run in runs:
+        yield from look(run, root, spec.key_prefix, spec.follow_symlinks, looked)
         if looked.problems or looked.empty:
             collector.note(looked)
 
 
-def _drop_without_class(
-    spec: UploadSpec, names: Sequence[tuple[str, str, str]], tree: Tree, collector: Collector
-) -> None:
-    for stem, _ in groupby(names, key=lambda name: name[0]):
+def _drop_without_class(spec: UploadSpec, names: Sequence[str], tree: Tree, collector: Collector) -> None:
+    for stem, _ in groupby(names, key=lambda name: name.partition(MARK)[0]):
         collector.drop(spec.key_prefix + stem, "no-class", _no_class(f"{tree.base}{stem}"))
 
 
@@ -281,8 +290,8 @@ def _no_class(path: str) -> str:
 def _files_of_tree(tree: Tree, collector: Collector) -> Iterator[tuple[str, Part | OSError]]:
     """Give each file of a tree: its name below it, and the part without its field."""
     for rel, names in tree.runs(collector.folder_trouble):
-        for parts in names:
-            name = rel + "".join(parts)
+        for marked in names:
+            name = rel + marked.replace(MARK, ".", 1)
             yield name, _file(tree.base + name, tree.follow)
 
 

@@ -16,8 +16,8 @@ from tarmill.formats.keys import base_plus_ext
 from tarmill.planning.upload_names import NameTest
 from tarmill.values import field, valueclass
 
-Name = tuple[str, str, str]
-"""A file's name, divided at its first dot: stem, ".", field; ("name", "", "") where there is none."""
+MARK = "\0"
+"""Stands in for the first dot of a file's name: sorted so, names are in the order of key and field."""
 
 FolderTrouble = Callable[[str, OSError], None]
 """Is told of a folder that cannot be looked into; raises, or it is left out."""
@@ -50,8 +50,10 @@ class Tree:
     skipped: Counter[str] = field(default_factory=Counter)
     """What was left out, by kind."""
 
-    def runs(self, trouble: FolderTrouble) -> Iterator[tuple[str, list[Name]]]:
-        """Give (folder below `base` with "/" at its end, or "", names in order of key and field), in order of the keys.
+    def runs(self, trouble: FolderTrouble) -> Iterator[tuple[str, list[str]]]:
+        """Give (folder below `base` with "/" at its end, or "", its files), all in the order of keys and fields.
+
+        The first dot of a name is a `MARK`.
 
         A folder with folders in it comes in several pieces.
         """
@@ -80,7 +82,7 @@ class Tree:
         at = 0
         for name in folders:
             # keys below it begin with its name and "/"; no stem has a "/"
-            stop = bisect_left(files, (name,), at)
+            stop = bisect_left(files, name, at)
             if stop > at:
                 yield rel, files[at:stop]
                 at = stop
@@ -104,21 +106,21 @@ class Tree:
         self.skipped["symlink-circle"] += 1
         return True
 
-    def list_folder(self, rel: str) -> tuple[list[Name], list[str]]:
+    def list_folder(self, rel: str) -> tuple[list[str], list[str]]:
         """List one folder: files in order of key and field, folders with "/" at their ends in the order of keys."""
         path = self.base + rel or "."
-        files: list[Name] = []
+        files: list[str] = []
         folders: list[str] = []
         hidden, keep, splits, careful = self.hidden, self.keep, self.splits, rel == self.own_folder or not rel
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
                 if entry.is_file(follow_symlinks=False) and (hidden or name[0] != "."):
-                    parts = name.partition(".")
-                    if (careful or (splits and not (parts[1] and parts[0]))) and not self._take(rel, name):
+                    marked = name.replace(".", MARK, 1)
+                    if (careful or (splits and (marked == name or marked[0] == MARK))) and not self._take(rel, name):
                         continue
                     if keep is None or keep(rel + name):
-                        files.append(parts)
+                        files.append(marked)
                     elif not self.is_glob:
                         self.skipped["not-included"] += 1
                 else:
@@ -141,7 +143,7 @@ class Tree:
             return False
         return True
 
-    def _take_other(self, rel: str, entry: os.DirEntry[str], files: list[Name], folders: list[str]) -> None:
+    def _take_other(self, rel: str, entry: os.DirEntry[str], files: list[str], folders: list[str]) -> None:
         """Treat what is no plain file with a plain name."""
         name = entry.name
         try:
@@ -158,7 +160,7 @@ class Tree:
             self._count(_kind_of(entry), rel + name)
         elif self._take(rel, name):
             if self.keep is None or self.keep(rel + name):
-                files.append(name.partition("."))
+                files.append(name.replace(".", MARK, 1))
             elif not self.is_glob:
                 self.skipped["not-included"] += 1
 

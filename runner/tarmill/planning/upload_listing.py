@@ -49,21 +49,12 @@ def unpack(data: bytes | memoryview) -> Entry:
 
 def tar_bytes(key: str, parts: Iterable[Part]) -> int:
     """Give the room that a sample takes in a (not compressed) tar; what is not known counts as empty."""
-    if key.isascii() and len(key) < _NAME_BYTES - 1:
-        room = _NAME_BYTES - 1 - len(key)
-        total = 0
-        for name, _, size, _, _ in parts:
-            if len(name) > room or size > MAX_USTAR_BYTES or not name.isascii():
-                break
-            total += BLOCK + ((size + BLOCK - 1) & -BLOCK)
-        else:
-            return total
     total = 0
     for name, _, size, _, _ in parts:
         encoded = f"{key}.{name}".encode("utf-8", "surrogateescape")
-        size = max(0, size)
         plain = len(encoded) <= _NAME_BYTES and size <= MAX_USTAR_BYTES
-        total += (BLOCK if plain else len(odd_header(encoded, size))) + (size + BLOCK - 1 & -BLOCK)
+        total += BLOCK if plain else len(odd_header(encoded, max(0, size)))
+        total += (max(0, size) + BLOCK - 1) & -BLOCK
     return total
 
 
@@ -107,17 +98,24 @@ class Listing:
 
     def add(self, entry: Entry) -> None:
         """Append an entry."""
-        parts = entry[2]
-        self.files += len(parts)
-        for part in parts:
-            if part[2] < 0:
+        key, _, parts = entry
+        room = _NAME_BYTES - 1 - len(key)
+        plain, content, blocks = key.isascii(), 0, 0
+        for name, _, size, _, _ in parts:  # a hot loop: what is plain is counted here, as `tar_bytes` does
+            if size < 0:
                 self.unknown += 1
-            else:
-                self.content_bytes += part[2]
-        self._recent += marshal.dumps(entry, _MARSHAL_VERSION)
-        self.ends.append(self._in_file + len(self._recent))
-        self.sizes.append(tar_bytes(entry[0], parts))
-        if len(self._recent) > self._spill_bytes:
+                size = 0
+            content += size
+            blocks += (size + 2 * BLOCK - 1) // BLOCK
+            if len(name) > room or not name.isascii():
+                plain = False
+        self.files += len(parts)
+        self.content_bytes += content
+        recent = self._recent
+        recent += marshal.dumps(entry, _MARSHAL_VERSION)
+        self.ends.append(self._in_file + len(recent))
+        self.sizes.append(blocks * BLOCK if plain and content <= MAX_USTAR_BYTES else tar_bytes(key, parts))
+        if len(recent) > self._spill_bytes:
             self._spill()
 
     def extend(self, piece: Piece) -> None:
