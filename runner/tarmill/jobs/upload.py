@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
 from tarmill import storage
 from tarmill.engine.base import Engine, Outcome
@@ -46,6 +47,9 @@ from tarmill.planning.upload_tasks import UploadJob, UploadTask
 from tarmill.spec import RunOptions, UploadSpec
 from tarmill.values import field, replace, valueclass
 
+if TYPE_CHECKING:
+    from tarmill.jobs.upload_append import Base
+
 KIND = "ShardUpload"
 LISTING = "listing"
 _ANY_NUMBER = 1 << 20
@@ -72,6 +76,10 @@ class Upload:
     finished: dict[int, ShardDone] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
     """Shards of a data set that this one overwrites."""
+    base: Base | None = None
+    """The data set that shards are added to."""
+    is_complete: bool = False
+    """Whether this very job was finished before, so that nothing is to be done or written."""
 
     @property
     def classes_url(self) -> str:
@@ -134,6 +142,10 @@ def run(spec: UploadSpec, options: RunOptions | None = None, listener: Listener 
         Interrupted: someone asked to stop; temp files are gone, finished shards stay.
     """
     options, listener = options or RunOptions(), listener or Listener()
+    if spec.sources == ("-",):
+        from tarmill.jobs.upload_stream import run_stream
+
+        return run_stream(spec, options, listener)
     started = time.monotonic()
     with ExitStack() as stack:
         engines = Engines(options, [*_places(spec), spec.output], stack)
@@ -149,7 +161,8 @@ def run(spec: UploadSpec, options: RunOptions | None = None, listener: Listener 
         if tasks:
             _run_tasks(work, tasks, engines, listener)
         report.wall_s = time.monotonic() - started
-        _finish(work, listener)
+        if not work.is_complete:
+            _finish(work, listener)
         report.wall_s = time.monotonic() - started
     if not report.succeeded:
         raise JobFailed(_verdict(report), report=report)
@@ -189,13 +202,14 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     job = job_id(KIND, spec, [*inputs, listing], [storage.mask(spec.output)])
     if not len(found.listing) and not spec.empty_shards:
         raise UsageError(_nothing(spec, found))
+    base = _base(spec, out, job, collector, engines, listener) if spec.append else None
     seed = int(spec.seed or str(int(job, 16))) % (1 << 64)
     order = shuffled(len(found.listing), seed) if spec.shuffle else None
     fixed = 1 if spec.output == "-" else None if out.is_open else out.count
     edges = shard_edges(spec, fixed, found.listing.sizes, order, sizes_known=not found.listing.unknown)
     if spec.output == "-" and len(edges) != 2:
         raise UsageError("standard output takes one shard; leave the options about their number away, or name files")
-    outputs = ["-"] if spec.output == "-" else named(out, len(edges) - 1)
+    outputs = _name_outputs(spec, out, base, len(edges) - 1)
     folder = None if spec.output == "-" else JobFolder(out.folder, job)
     manifest = manifest_url(out) if folder else ""
     report = Report(KIND, job, len(outputs), storage.mask(spec.output), storage.mask(manifest))
@@ -216,9 +230,52 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
         shared = replace(shared, folder=place.removesuffix("./"))
     probe = Shard(from_anywhere(local[0]), local[0], version=local[1]) if local else Shard("", "")
     work = Upload(spec, found, order, edges, outputs, shared, seed, folder, manifest, probe, report)
-    if folder:
+    if base is not None:
+        _find_appended(work, base)
+    elif folder:
         _find_finished(work, out)
     return work
+
+
+def _base(
+    spec: UploadSpec, out: ShardPattern, job: str, collector: Collector, engines: Engines, listener: Listener
+) -> Base:
+    """Find the data set to add to, and see to it that its keys are not given once more."""
+    from tarmill.jobs.upload_append import existing_keys, find_base, without_taken
+
+    base = find_base(out)
+    if base.part_of(job) is None:
+        without_taken(spec, collector, existing_keys(base, engines.get, listener))
+    return base
+
+
+def _name_outputs(spec: UploadSpec, out: ShardPattern, base: Base | None, count: int) -> list[str]:
+    if spec.output == "-":
+        return ["-"]
+    if base is None:
+        return named(out, count)
+    from tarmill.jobs.upload_append import names_after
+
+    return names_after(base, out, count)
+
+
+def _find_appended(work: Upload, base: Base) -> None:
+    """Take over what an earlier run of this job has added, or was about to add."""
+    from tarmill.jobs.upload_append import begun_at
+
+    assert work.folder is not None
+    work.base = base
+    if (part := base.part_of(work.job.job)) is not None:
+        report = work.report
+        report.shards_total = report.shards_done = report.shards_resumed = int(part["shards"])
+        report.counts = Counts.from_dict(part["counts"])
+        work.is_complete, work.outputs = True, []
+    elif begun_at(work.folder) == base.first and work.spec.exists != "fail":
+        for done in work.folder.finished(range(len(work.outputs)), work.outputs).values():
+            work.take(done)
+        work.report.shards_resumed = work.report.shards_done
+    else:
+        refuse_existing(work.outputs, work.job.job)
 
 
 def _collected(
@@ -339,10 +396,14 @@ def describe(work: Upload) -> list[str]:
     if listing.unknown:
         size += f" and {listing.unknown:,} objects of unknown size"
     todo = report.shards_total - report.shards_done
+    if work.is_complete:
+        return [f"job {report.job}: {report.shards_total:,} shards, appended before, nothing to do"]
     lines = [
         f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields, {size}, into {report.shards_total:,} "
         f"shards, {report.shards_done:,} finished before, {todo:,} to do"
     ]
+    if work.base is not None:
+        lines[0] += f"; appended to {work.base.samples:,} samples in {len(work.base.shards):,} shards"
     for label, place in (("first", 0), ("last", len(listing) - 1)):
         if len(listing):
             key, _, parts = listing.entry(work.order[place] if work.order is not None else place)
@@ -362,8 +423,11 @@ def describe(work: Upload) -> list[str]:
 def _run_tasks(work: Upload, tasks: Sequence[UploadTask], engines: Engines, listener: Listener) -> None:
     limit, report = ErrorLimit.parse(work.spec.max_errors), work.report
     if work.folder:
-        withdraw(work.manifest)
         facts = {"kind": KIND, "output": storage.mask(work.spec.output), "shards": len(work.outputs)}
+        if work.base is None:
+            withdraw(work.manifest)
+        else:
+            facts["first"] = work.base.first
         work.folder.begin(facts)
     try:
         engine = engines.get(len(tasks))
@@ -416,14 +480,28 @@ def _finish(work: Upload, listener: Listener) -> None:
     if work.classes_url:
         text = json.dumps(work.found.classes, indent=1) + "\n"
         storage.write_bytes(work.classes_url, text.encode(), owner=report.job)
-    done = [work.finished[index] for index in range(report.shards_total)]
-    facts = {"seed": work.seed} if spec.shuffle else {}
-    publish(work.manifest, KIND, report.job, done, work.outputs, report.counts, facts=facts)
+    _publish(work)
     out_folder = ShardPattern.parse(spec.output).folder
     for name in sorted(work.stale):
         storage.delete(out_folder + name)
         listener.note(f"removed {out_folder}{name}, which was a shard of the data set that was overwritten")
     storage.delete(work.job.state + LISTING)
+
+
+def _publish(work: Upload) -> None:
+    report, base = work.report, work.base
+    done = [work.finished[index] for index in range(report.shards_total)]
+    facts: dict[str, Any] = {"seed": work.seed} if work.spec.shuffle else {}
+    if base is None:
+        publish(work.manifest, KIND, report.job, done, work.outputs, report.counts, facts=facts)
+        return
+    facts |= base.facts(report.job, len(done), report.counts)
+    counts = base.counts
+    counts.merge(report.counts)
+    digest = to_hex(int(base.digest, 16) + int(report.digest or "0", 16))
+    members = base.members + sum(item.output.members for item in done if item.output)
+    urls, both = [*base.urls, *work.outputs], [*base.done(), *done]
+    publish(work.manifest, KIND, report.job, both, urls, counts, digest=digest, members=members, facts=facts)
 
 
 def _verdict(report: Report) -> str:
