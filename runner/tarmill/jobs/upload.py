@@ -223,7 +223,7 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
         folder=out.folder and from_anywhere(out.folder),
         roots=tuple(from_anywhere(root or "./") for root in collector.roots),
         follow=spec.follow_symlinks or bool(spec.columns),
-        remote=_has_objects(spec),
+        remote=bool(found.listing.unknown) or any(storage.scheme_of(url) != "file" for url in _places(spec)),
         settings=settings,
     )
     if folder and not out.folder:
@@ -295,13 +295,6 @@ def _collected(
 
     collect(spec, resolve(spec, out), collector, known, look_at_all)
     return collector, [Shard("", storage.mask(source)) for source in spec.sources]
-
-
-def _has_objects(spec: UploadSpec) -> bool:
-    places = spec.columns.values() if spec.columns else ()
-    return any(column.startswith("@") for column in places) or any(
-        storage.scheme_of(source) != "file" for source in spec.sources
-    )
 
 
 def _known_classes(spec: UploadSpec, out: ShardPattern) -> dict[str, int]:
@@ -397,10 +390,10 @@ def describe(work: Upload) -> list[str]:
         size += f" and {listing.unknown:,} objects of unknown size"
     todo = report.shards_total - report.shards_done
     if work.is_complete:
-        return [f"job {report.job}: {report.shards_total:,} shards, appended before, nothing to do"]
+        return [f"job {report.job}: {_shards(work)}, appended before, nothing to do"]
     lines = [
-        f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields, {size}, into {report.shards_total:,} "
-        f"shards, {report.shards_done:,} finished before, {todo:,} to do"
+        f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields, {size}, into {_shards(work)}, "
+        f"{report.shards_done:,} finished before, {todo:,} to do"
     ]
     if work.base is not None:
         lines[0] += f"; appended to {work.base.samples:,} samples in {len(work.base.shards):,} shards"
@@ -415,6 +408,11 @@ def describe(work: Upload) -> list[str]:
     lines += [f"left out: {count:,} {kind}" for kind, count in sorted(told.items())]
     lines += [f"empty files, packed: {found.empty:,}"] if found.empty else []
     return lines + ([f"manifest: {storage.mask(work.manifest)}"] if work.manifest else [])
+
+
+def _shards(work: Upload) -> str:
+    count = work.report.shards_total
+    return f"{count:,} shard{'' if count == 1 else 's'}"
 
 
 # ---- the run --------------------------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ def entries_of(spec: UploadSpec, lists: list[Shard], collector: Collector) -> It
                 continue
             except TarmillError as error:
                 reason, message = problem_of(error, "")
+                reason = "not-found" if reason == "vanished" else reason  # nobody has seen it
                 collector.drop(key, reason, message if message.startswith(where) else f"{where}: {message}")
                 continue
             collector.found.empty += sum(part[2] == 0 and part[1] is not None for part in parts)
