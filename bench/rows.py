@@ -307,11 +307,12 @@ def _rows(http: bool) -> Iterable[Row]:
     yield Row("text.gz", "map", "webdataset, level 1", level, copies_samples, full_only=True)
     yield Row("text.gz", "map", "htmapper", htmapper("-j", "1"), copies_samples)
     yield from _reorder_rows()
-    for name in ("text.files", "images.files"):
-        yield Row(name, "upload", "GNU tar", gnu_tar_pack, packs_files)
-        yield Row(name, "upload", "tarfile", peer("tarfile_add.py", out=True), packs_files)
-        yield Row(name, "upload", "htupload", htupload(1), packs_files)
-        yield Row(name, "upload", "htupload -j 2", htupload(2), packs_files)
+    for name in ("text", "images"):
+        yield Row(f"{name}.files", "upload", "GNU tar", gnu_tar_pack, packs_files)
+        yield Row(f"{name}.files", "upload", "tarfile", peer("tarfile_add.py", out=True), packs_files)
+        yield Row(f"{name}.files", "upload", "htupload", htupload(1), packs_files)
+        yield Row(f"{name}.morefiles", "upload", "htupload", htupload(1), packs_files)
+        yield Row(f"{name}.morefiles", "upload", "htupload -j 2", htupload(2), packs_files)
     if http:
         for name in ("images", "text"):
             yield Row(name, "http", "curl", curl, copies_samples, remote=True)
