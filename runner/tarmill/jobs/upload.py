@@ -150,6 +150,7 @@ def run(spec: UploadSpec, options: RunOptions | None = None, listener: Listener 
     with ExitStack() as stack:
         engines = Engines(options, [*_places(spec), spec.output], stack)
         work = plan(spec, engines, listener)
+        stack.callback(work.found.listing.close)
         report, tasks = work.report, [] if options.dry_run else make_tasks(work)
         listener.plan(report, _bytes_left(work), describe(work))
         for note in work.found.notes:

@@ -223,6 +223,7 @@ def without_taken(spec: UploadSpec, collector: Collector, existing: Sequence[int
     for entry in _renamed(collector, listing, set(taken), lambda key: hash_of_key(key) in given or exists(key), given):
         renamed.add(entry)
     renamed.finish()
+    listing.close()
     collector.found.listing = renamed
     collector.found.renamed += len(taken)
 

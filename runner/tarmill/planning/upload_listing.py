@@ -136,6 +136,11 @@ class Listing:
         self._hash.update(self._recent)
         self._spill_bytes = 1 << 62
 
+    def close(self) -> None:
+        """Let go of the file, where there is one."""
+        if self._file is not None:
+            self._file.close()
+
     def as_piece(self) -> Piece:
         """Give all entries of a listing in memory, to be sent."""
         return Piece(bytes(self._recent), self.ends.tobytes(), self.sizes.tobytes(), self.files, self.content_bytes)

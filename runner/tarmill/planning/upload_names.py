@@ -35,7 +35,7 @@ def glob_regex(pattern: str) -> str:
             pieces.append("[^/]")
             at += 1
         elif char == "[":
-            found = re.compile(r"\[([!^]?)(\]?[^\]/]+)\]").match(pattern, at)
+            found = re.compile(r"\[([!^]?)(\][^\]/]*|[^\]/]+)\]").match(pattern, at)
             if found is None:
                 raise SpecError(
                     f"glob {pattern!r} has a '[' without its ']'; write '[[]' for the character itself",
