@@ -43,6 +43,7 @@ from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard, ShardDone
 from tarmill.planning.upload_cuts import shard_edges, shuffled
 from tarmill.planning.upload_listing import Found, Listing
+from tarmill.planning.upload_names import fault_of_key
 from tarmill.planning.upload_tasks import UploadJob, UploadTask
 from tarmill.spec import RunOptions, UploadSpec
 from tarmill.values import field, replace, valueclass
@@ -195,6 +196,8 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     out = ShardPattern.parse(spec.output)
     if spec.output != "-":
         check_output(spec, out)
+    if spec.key_prefix and (fault := fault_of_key(f"{spec.key_prefix}x")) is not None:
+        spec.refuse("key_prefix", fault[1])
     known = _known_classes(spec, out)
     collector, inputs = _collected(spec, out, engines, listener, known)
     found = collector.found

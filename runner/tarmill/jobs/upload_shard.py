@@ -244,8 +244,8 @@ def _of(fetched: Fetched, name: str) -> bytes:
 def _told(error: OSError, path: str) -> TarmillError:
     """Tell what the kernel says of a file; what is wrong with this process is raised."""
     try:
-        if error.errno == errno.ELOOP:
-            raise ChangedError(f"{path} was a file a moment ago, and is a symbolic link now; run it again", url=path)
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise ChangedError(f"{path} was a file when it was listed, and is none now; run it again", url=path)
         raise_os_error(error, path, "reading")
     except StorageError as told:
         if error.errno in _OURS:

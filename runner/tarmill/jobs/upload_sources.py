@@ -20,10 +20,11 @@ from tarmill.jobs.upload_look import Looked, Run, label_part, look, problem_of
 from tarmill.jobs.upload_tree import MARK, Tree
 from tarmill.planning.upload_listing import Entry, Part
 from tarmill.planning.upload_names import (
+    NameTest,
     fault_of_field,
     fault_of_key,
     folder_test,
-    glob_regex,
+    glob_test,
     has_wildcard,
     label_numbers,
     name_test,
@@ -49,8 +50,8 @@ class Prefix:
     """URL of the folder that names are relative to, with "/" at its end."""
     listed: str
     """What is asked for."""
-    glob: str = ""
-    """Which of the names are meant, as a regular expression; "" for all."""
+    match: NameTest | None = None
+    """Which of the names are meant; None for all."""
 
 
 @valueclass(frozen=False)
@@ -93,8 +94,7 @@ def _resolve_local(source: str, spec: UploadSpec, out: ShardPattern, found: Sour
             ) from None
         folder, pattern = split_glob(path)
         depth = -1 if "**" in pattern else pattern.count("/")
-        match = re.compile(f"(?s:{glob_regex(pattern)})").fullmatch
-        found.trees.append(_tree(folder, source, spec, out, is_glob=True, depth=depth, match=match))
+        found.trees.append(_tree(folder, source, spec, out, depth=depth, match=glob_test(pattern)))
         return
     except OSError as error:
         raise_os_error(error, source, "looking at")
@@ -128,9 +128,8 @@ def _tree(
     spec: UploadSpec,
     out: ShardPattern,
     *,
-    is_glob: bool = False,
     depth: int = -1,
-    match: Callable[[str], object] | None = None,
+    match: NameTest | None = None,
 ) -> Tree:
     keep = name_test(spec.include, spec.exclude)
     wanted = keep
@@ -138,7 +137,7 @@ def _tree(
         inner, test = match, keep
 
         def wanted(name: str) -> bool:
-            return inner(name) is not None and (test is None or test(name))
+            return inner(name) and (test is None or test(name))
 
     own, is_own = own_outputs(base, out, spec)
     return Tree(
@@ -146,7 +145,7 @@ def _tree(
         label=source,
         keep=wanted,
         leave_folder=folder_test(spec.exclude),
-        is_glob=is_glob,
+        is_glob=match is not None,
         depth=depth,
         hidden=spec.hidden,
         follow=spec.follow_symlinks,
@@ -181,7 +180,7 @@ def _resolve_remote(source: str, found: Sources) -> None:
         "https",
     ):
         folder, pattern = split_glob(source)
-        found.prefixes.append(Prefix(folder, folder, f"(?s:{glob_regex(pattern)})"))
+        found.prefixes.append(Prefix(folder, folder, glob_test(pattern)))
     elif source.endswith("/"):
         found.prefixes.append(Prefix(source, source))
     else:
@@ -309,10 +308,9 @@ def _listed(prefix: Prefix, spec: UploadSpec, collector: Collector) -> Iterator[
     """Give what a store lists: name below the prefix, and the part without its field."""
     keep, skipped = name_test(spec.include, spec.exclude), collector.found.skipped
     leave = folder_test(spec.exclude)
-    match = re.compile(prefix.glob).fullmatch if prefix.glob else None
     for info in storage.list_urls(prefix.listed):
         name = _unquoted(prefix, info.url[len(prefix.base) :])
-        if not name or name.endswith("/") or (match is not None and not match(name)):
+        if not name or name.endswith("/") or (prefix.match is not None and not prefix.match(name)):
             continue
         folders = name.split("/")[:-1]
         if not spec.hidden and (name[0] == "." or "/." in name):

@@ -135,9 +135,9 @@ class Regrouper:
             skipped[kind] += 1
         elif not self.spec.hidden and (name[:1] == "." or "/." in name):
             skipped["hidden"] += 1
-        elif (
-            self._leave is not None and any(self._leave("/".join(folders[:n])) for n in range(1, len(folders) + 1))
-        ) or (self._keep is not None and not self._keep(name)):
+        elif self._leave is not None and any(self._leave("/".join(folders[: n + 1])) for n in range(len(folders))):
+            skipped["excluded"] += 1
+        elif self._keep is not None and not self._keep(name):
             skipped["not-included"] += 1
         elif (pair := self._split(name)) is None:
             skipped["no-extension" if self.spec.key_function == "base_plus_ext" else "no-key"] += 1
@@ -300,6 +300,8 @@ def run_stream(spec: UploadSpec, options: RunOptions, listener: Listener) -> Rep
     started = time.monotonic()
     settings = settings_of(options)
     _refuse_what_needs_all(spec)
+    if spec.key_prefix and (fault := fault_of_key(f"{spec.key_prefix}x")) is not None:
+        spec.refuse("key_prefix", fault[1])
     out = None if spec.output == "-" else ShardPattern.parse(spec.output)
     if out is not None:
         check_output(spec, out)

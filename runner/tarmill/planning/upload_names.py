@@ -42,7 +42,7 @@ def glob_regex(pattern: str) -> str:
                     field="glob",
                     value=pattern,
                 )
-            inside = re.sub(r"([\\\[^&~|])", r"\\\1", found[2]).replace("]", r"\]")
+            inside = re.sub(r"([\\\[^&~|])", r"\\\1", found[2]).replace("]", r"\]").replace("--", r"\-\-")
             pieces.append(f"(?![/])[{'^' if found[1] else ''}{inside}]")
             at = found.end()
         else:
@@ -66,6 +66,13 @@ def name_test(include: Sequence[str], exclude: Sequence[str]) -> NameTest | None
 def folder_test(exclude: Sequence[str]) -> NameTest | None:
     """Make the test whether a folder, named relative to its source, is left out: patterns that end in "/"."""
     return _any_of([pattern.rstrip("/") for pattern in exclude if pattern.endswith("/")])
+
+
+def glob_test(pattern: str) -> NameTest:
+    """Make the test whether a path, relative to the folder of a glob, is one that it stands for."""
+    test = _any_of([f"/{pattern}"])
+    assert test is not None
+    return test
 
 
 def _any_of(patterns: Sequence[str]) -> NameTest | None:
