@@ -11,7 +11,7 @@ from support.maps import bytes_of, command, read_json
 from support.uploads import many_files, members_of, put_files, run_upload, shards_of
 
 from tarmill import storage
-from tarmill.jobs import upload
+from tarmill.jobs import upload_plan
 
 pytestmark = pytest.mark.real
 
@@ -50,7 +50,7 @@ def test_urls_of_a_list_come_through_faults(
     web: nginx.Nginx, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = storage.current_settings()
-    monkeypatch.setattr(upload, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
+    monkeypatch.setattr(upload_plan, "settings_of", lambda options: storage.configure(QUICK) or QUICK)
     faults = [Reset(0), Cut(100), Answer(503, retry_after="0"), Cut(0), Answer(429, retry_after="0"), None]
     try:
         with FaultProxy(web.port, faults, only=("GET",)) as proxy:

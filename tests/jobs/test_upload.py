@@ -171,11 +171,11 @@ def test_large_samples_are_written_as_they_are_read(here: Path, monkeypatch: pyt
 
 
 def test_a_listing_of_very_many_files_goes_through_the_job_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tarmill.jobs import upload
+    from tarmill.jobs import upload_plan
 
     put_files(here / "in", many_files(25))
     run_upload("in", "plain/out-@.tar", samples_per_shard=7, shuffle=True, seed="1")
-    monkeypatch.setattr(upload, "_FEW_BYTES", 0)
+    monkeypatch.setattr(upload_plan, "_FEW_BYTES", 0)
     run_upload("in", "file/out-@.tar", samples_per_shard=7, shuffle=True, seed="1")
     assert bytes_of(here / "file") == bytes_of(here / "plain")
     assert list((here / "file").glob("_tarmill/*/listing")) == []

@@ -107,9 +107,9 @@ def test_rows_are_numbered_where_nothing_names_a_key(here: Path) -> None:
 
 
 def test_values_of_a_list_can_be_shuffled_and_wait_on_disk(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tarmill.jobs import upload
+    from tarmill.jobs import upload_plan
 
-    monkeypatch.setattr(upload, "_FEW_BYTES", 100)
+    monkeypatch.setattr(upload_plan, "_FEW_BYTES", 100)
     write_jsonl(here / "a.jsonl", [{"__key__": f"k{number}", "t": "x" * number} for number in range(50)])
     run_upload("a.jsonl", "out-@.tar", columns={"t": "t"}, shuffle=True, seed="1", samples_per_shard=20)
     found = members_of(shards_of(here))

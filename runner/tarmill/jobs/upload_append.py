@@ -178,7 +178,7 @@ def keys_of_shard(task: KeysTask) -> bytes:
     return found.tobytes()
 
 
-def existing_keys(base: Base, engine: Callable[[int], Engine], listener: Listener) -> Sequence[int]:
+def existing_keys(base: Base, engine: Engine, listener: Listener) -> Sequence[int]:
     """Read the keys of all shards of a data set, as sorted hashes."""
     if not base.shards:
         return ()
@@ -189,7 +189,7 @@ def existing_keys(base: Base, engine: Callable[[int], Engine], listener: Listene
     ]
     listener.note(f"reading the keys of {base.samples:,} samples in {len(tasks):,} shards")
     keys = array("Q")
-    for found in results(engine(len(tasks)), keys_of_shard, tasks, Listener()):
+    for found in results(engine, keys_of_shard, tasks, Listener()):
         keys.frombytes(found)
     return array("Q", sorted(keys))
 
