@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -344,14 +345,17 @@ def test_keys_that_would_not_read_back_are_refused_or_left_out(here: Path) -> No
 def test_a_thousand_folders_deep(here: Path) -> None:
     folder = here / "in"
     folder.mkdir()
-    os.chdir(folder)
-    for _ in range(1100):
-        os.mkdir("d")
-        os.chdir("d")
-    Path("a.txt").write_text("deep")
-    os.chdir(here)
-    run_upload("in", "out-@.tar")
-    assert [body for _, body in members_of(shards_of(here))] == [b"deep"]
+    try:
+        os.chdir(folder)
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.txt").write_text("deep")
+        os.chdir(here)
+        run_upload("in", "out-@.tar")
+        assert [body for _, body in members_of(shards_of(here))] == [b"deep"]
+    finally:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)  # too deep for pytest to remove
 
 
 # What is refused

@@ -11,6 +11,7 @@ from typing import Any
 
 from support import tars
 from tarmill import storage
+from tarmill.formats.keys import base_plus_ext
 from tarmill.jobs.report import Report
 from tarmill.jobs.upload import run
 from tarmill.spec import RunOptions, UploadSpec
@@ -55,7 +56,8 @@ def members_of(shards: Iterable[Path | str]) -> list[tuple[str, bytes]]:
 
 def keys_of(shards: Iterable[Path | str]) -> list[str]:
     """Keys in the order in which they stand in shards, once each."""
-    return list(dict.fromkeys(name.partition(".")[0] for name, _ in members_of(shards)))
+    pairs = (base_plus_ext(name) for name, _ in members_of(shards))
+    return list(dict.fromkeys(pair[0] if pair else "" for pair in pairs))
 
 
 def tar_of(pairs: Iterable[tuple[str, bytes]]) -> bytes:
