@@ -150,6 +150,17 @@ def _sort(name: str) -> Bar:
     return Bar(f"sort {name} by key: htsort / htshuffle", rows, 1.5, 1.15, at_most=True, floor=1.6)
 
 
+def _upload(name: str, set_name: str, floor: float) -> list[Bar]:
+    rows = {tool: f"{set_name}.files/upload/{tool}" for tool in ("GNU tar", "htupload")}
+    both = f"{set_name}.morefiles/upload/htupload", f"{set_name}.morefiles/upload/htupload -j 2"
+    return [
+        Bar(
+            f"upload {name}: htupload / GNU tar", (rows["htupload"], rows["GNU tar"]), 2, 1.3, at_most=True, floor=floor
+        ),
+        Bar(f"upload {name}: wall time, 1 process / 2", both, 1.7, 1.9, floor=1.1, measure="wall"),
+    ]
+
+
 BARS = [
     _against("read text: webdataset / tarmill", "text/read/webdataset", "text/read/tarmill", 10, 15, 8.5),
     _against("read images: webdataset / tarmill", "images/read/webdataset", "images/read/tarmill", 4, 5.5, 3.3),
@@ -183,6 +194,11 @@ BARS = [
     _wall_of_cat("images", "external", 5, 3, 9),
     _sort("text"),
     _sort("images"),
+    *_upload("small files", "text", 2.4),
+    *_upload("images", "images", 2.0),
+    _against(
+        "upload small files: tarfile / htupload", "text.files/upload/tarfile", "text.files/upload/htupload", 8, 13, 4
+    ),
     Bar("sort an index of 10 million keys, CPU s", ("keys/sort/order_of",), 6, None, at_most=True, measure="seconds"),
     _against("sort an index: numpy's argsort / ours", "keys/sort/numpy", "keys/sort/order_of", 1, 1.5, 0.7),
     Bar(
@@ -205,7 +221,7 @@ BARS = [
     _over_http("images"),
 ]
 
-OURS = ("tarmill", "htmapper", "htmapper -j 2", "htextract")
+OURS = ("tarmill", "htmapper", "htmapper -j 2", "htextract", "htupload", "htupload -j 2")
 REORDERS = ("htshuffle", "htsort")
 
 

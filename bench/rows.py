@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from measure import BenchError
-from sets import View, digest_of_shards, keys_of_shards
+from sets import View, digest_of_shards, keys_of_shards, members_digest
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -104,6 +104,29 @@ def webdataset_reshuffle(view: View, target: str) -> list[str]:
 def sort_index(by: str) -> Command:
     """Make the command that sorts keys without any samples."""
     return lambda view, _: [sys.executable, str(PEERS / "sort_index.py"), str(view.samples), "--by", by]
+
+
+def gnu_tar_pack(view: View, target: str) -> list[str]:
+    """Make the command that packs a folder by GNU tar."""
+    return ["tar", "-cf", f"{target}/out.tar", "-C", view.pattern, Path(next(Path(view.pattern).iterdir())).name]
+
+
+def htupload(workers: int) -> Command:
+    """Make the command of an htupload row: 16 shards, so that two processes have enough to share."""
+
+    def command(view: View, target: str) -> list[str]:
+        shards = str(min(16, view.samples))
+        return [
+            str(TOOLS / "htupload"),
+            "-j",
+            str(workers),
+            "--num-shards",
+            shards,
+            view.pattern,
+            f"{target}/out-@.tar",
+        ]
+
+    return command
 
 
 def curl(view: View, target: str) -> list[str]:
@@ -219,6 +242,16 @@ def extracts_rows(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
         _expect(hashlib.sha256(rows).hexdigest(), _rows_digest(view), "content of the rows")
 
 
+def packs_files(view: View, out: Path, stdout: bytes, thorough: bool) -> None:
+    """Prove what was packed: by its size, and thoroughly by the contents of all files."""
+    shards = files_in(out)
+    if thorough:
+        _expect(members_digest(shards), (view.members, view.digest), "files packed")
+    size = sum(path.stat().st_size for path in shards)
+    if not view.tar_bytes < size < view.tar_bytes + view.members * 1100 + 40_000:  # tarfile adds pax headers
+        raise BenchError(f"{size} bytes were written for {view.members} files, which take {view.tar_bytes} at least")
+
+
 def _rows_digest(view: View) -> str:
     import tarfile
 
@@ -274,6 +307,12 @@ def _rows(http: bool) -> Iterable[Row]:
     yield Row("text.gz", "map", "webdataset, level 1", level, copies_samples, full_only=True)
     yield Row("text.gz", "map", "htmapper", htmapper("-j", "1"), copies_samples)
     yield from _reorder_rows()
+    for name in ("text", "images"):
+        yield Row(f"{name}.files", "upload", "GNU tar", gnu_tar_pack, packs_files)
+        yield Row(f"{name}.files", "upload", "tarfile", peer("tarfile_add.py", out=True), packs_files)
+        yield Row(f"{name}.files", "upload", "htupload", htupload(1), packs_files)
+        yield Row(f"{name}.morefiles", "upload", "htupload", htupload(1), packs_files)
+        yield Row(f"{name}.morefiles", "upload", "htupload -j 2", htupload(2), packs_files)
     if http:
         for name in ("images", "text"):
             yield Row(name, "http", "curl", curl, copies_samples, remote=True)

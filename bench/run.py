@@ -138,6 +138,8 @@ def make_views(rows: list[Row], options: argparse.Namespace, memory: Path) -> Vi
         plain, _, variant = name.partition(".")
         if name == "keys":
             views[name] = sets.make_keys(options.scale)
+        elif variant.endswith("files"):
+            views[name] = sets.make_files(name, options.scale, options.data, memory)
         elif variant == "unique":
             views[name] = sets.make_unique(plain, options.scale, options.data, memory)
         else:

@@ -25,6 +25,7 @@ COMMANDS = {
     "htextract": "tarmill.cli.htextract",
     "htshuffle": "tarmill.cli.htshuffle",
     "htsort": "tarmill.cli.htsort",
+    "htupload": "tarmill.cli.htupload",
     "tarmill cat": "tarmill.cli.cat",
     "tarmill index": "tarmill.cli.index",
     "tarmill try": "tarmill.cli.try_script",

@@ -4,7 +4,7 @@ The public names are below, imported when they are first used, so that `import t
 
     open_shards, ShardWriter        samples in and out, for training loops and notebooks
     ShardPattern                    the notation for many shards
-    MapSpec, ExtractSpec, ShuffleSpec, SortSpec, RunOptions, ReorderOptions, run
+    MapSpec, ExtractSpec, ShuffleSpec, SortSpec, UploadSpec, RunOptions, ReorderOptions, run
                                     the jobs, as the command line runs them
     TarmillError and its kinds      in `tarmill.errors`
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tarmill.spec import RunOptions as RunOptions
     from tarmill.spec import ShuffleSpec as ShuffleSpec
     from tarmill.spec import SortSpec as SortSpec
+    from tarmill.spec import UploadSpec as UploadSpec
 
 _PLACES = {
     "TarmillError": "tarmill.errors",
@@ -42,6 +43,7 @@ _PLACES = {
     "RunOptions": "tarmill.spec",
     "ShuffleSpec": "tarmill.spec",
     "SortSpec": "tarmill.spec",
+    "UploadSpec": "tarmill.spec",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "ShuffleSpec",
     "SortSpec",
     "TarmillError",
+    "UploadSpec",
     "open_shards",
     "run",
 ]

@@ -41,6 +41,46 @@ def _level() -> Any:
     )
 
 
+def _max_errors() -> Any:
+    return option(
+        "",
+        metavar="N|P%",
+        help="Fail the job when more samples than this were left out because of errors: a count, or a percentage.",
+    )
+
+
+def _max_member() -> Any:
+    return option(
+        DEFAULT_MAX_MEMBER_BYTES, unit="bytes", metavar="SIZE", help="The largest field that is held in memory."
+    )
+
+
+def _samples_per_shard() -> Any:
+    return option(0, identity=True, metavar="N", help="Cut after exactly N samples; the last shard may hold fewer.")
+
+
+def _shard_size(more: str = "") -> Any:
+    return option(
+        0,
+        identity=True,
+        unit="bytes",
+        metavar="SIZE",
+        help=f"Cut so that no shard is larger (uncompressed) than SIZE, unless a single sample is.{more}",
+    )
+
+
+def _num_shards(more: str = ".") -> Any:
+    return option(0, identity=True, metavar="N", help=f"Cut into N shards that differ by one sample at most{more}")
+
+
+def _empty_shards() -> Any:
+    return option(False, identity=True, help="With more shards than samples: write empty ones, instead of an error.")
+
+
+def _rejected() -> Any:
+    return option("", metavar="URL", help="Write the samples left out, with reasons and tracebacks, as JSON lines.")
+
+
 def _exists() -> Any:
     return option(
         "resume",
@@ -61,8 +101,39 @@ def _index() -> Any:
 # ---- the specs -------------------------------------------------------------------------------------------------------
 
 
+class JobSpec(Spec):
+    """What the specs of all kinds have, each at its own place in the help."""
+
+    output: str
+    key_function: str
+    on_error: str
+    max_errors: str
+    max_member: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_errors and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_errors):
+            self.refuse("max_errors", "expected a count such as 100, or a percentage such as 0.5%")
+        if self.max_member < 1:
+            self.refuse("max_member", "expected a size above 0, such as 4GB")
+
+    def _check_cuts(self) -> None:
+        """Refuse numbers of samples, bytes or shards that cannot be, or more than one of them."""
+        given = [name for name in ("samples_per_shard", "shard_size", "num_shards") if getattr(self, name)]
+        for name in given:
+            if getattr(self, name) < 0:
+                self.refuse(name, "expected a number above 0")
+        if len(given) > 1:
+            self.refuse(given[1], f"--{given[0].replace('_', '-')} decides about the cuts already; give one of them")
+
+    def _check_seed(self, seed: str) -> None:
+        number = seed.isascii() and seed.isdigit()
+        if seed not in ("", "random") and not (number and int(seed) < 1 << 64):
+            self.refuse("seed", "expected a whole number from 0 to 2^64 - 1, or 'random'")
+
+
 @valueclass(kw_only=True)
-class ReadSpec(Spec):
+class ReadSpec(JobSpec):
     """How inputs are read: shared by all kinds that read shards."""
 
     input: str = option(
@@ -77,21 +148,8 @@ class ReadSpec(Spec):
         choices=_ON_ERROR,
         help="A bad sample or shard: fail it, skip the sample, stop the shard there, or ignore and keep what there is.",
     )
-    max_errors: str = option(
-        "",
-        metavar="N|P%",
-        help="Fail the job when more samples than this were left out because of errors: a count, or a percentage.",
-    )
-    max_member: int = option(
-        DEFAULT_MAX_MEMBER_BYTES, unit="bytes", metavar="SIZE", help="The largest field that is held in memory."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_errors and not re.fullmatch(r"\d+|\d+(\.\d+)?%", self.max_errors):
-            self.refuse("max_errors", "expected a count such as 100, or a percentage such as 0.5%")
-        if self.max_member < 1:
-            self.refuse("max_member", "expected a size above 0, such as 4GB")
+    max_errors: str = _max_errors()
+    max_member: int = _max_member()
 
 
 @valueclass(kw_only=True)
@@ -121,9 +179,7 @@ class MapSpec(ReadSpec):
     level: int = _level()
     exists: str = _exists()
     index: tuple[str, ...] = _index()
-    rejected: str = option(
-        "", metavar="URL", help="Write the samples left out, with reasons and tracebacks, as JSON lines."
-    )
+    rejected: str = _rejected()
     salt: str = option(
         "", identity=True, metavar="TEXT", help="Make it another job: for helper modules or models that changed."
     )
@@ -183,25 +239,10 @@ class ReorderSpec(ReadSpec):
         metavar="OUT",
     )
     key_function: str = _key_function("--key-function")
-    samples_per_shard: int = option(
-        0, identity=True, metavar="N", help="Cut after exactly N samples; the last shard may hold fewer."
-    )
-    shard_size: int = option(
-        0,
-        identity=True,
-        unit="bytes",
-        metavar="SIZE",
-        help="Cut so that no shard is larger (uncompressed) than SIZE, unless a single sample is.",
-    )
-    num_shards: int = option(
-        0,
-        identity=True,
-        metavar="N",
-        help="Cut into N shards that differ by one sample at most; as many as there are inputs when no cut is named.",
-    )
-    empty_shards: bool = option(
-        False, identity=True, help="With more shards than samples: write empty ones, instead of an error."
-    )
+    samples_per_shard: int = _samples_per_shard()
+    shard_size: int = _shard_size()
+    num_shards: int = _num_shards("; as many as there are inputs when no cut is named.")
+    empty_shards: bool = _empty_shards()
     same_key: str = option(
         "rename",
         identity=True,
@@ -221,12 +262,7 @@ class ReorderSpec(ReadSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("samples_per_shard", "shard_size", "num_shards") if getattr(self, name)]
-        for name in given:
-            if getattr(self, name) < 0:
-                self.refuse(name, "expected a number above 0")
-        if len(given) > 1:
-            self.refuse(given[1], f"--{given[0].replace('_', '-')} decides about the cuts already; give one of them")
+        self._check_cuts()
 
 
 @valueclass(kw_only=True)
@@ -243,9 +279,7 @@ class ShuffleSpec(ReorderSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number = self.seed.isascii() and self.seed.isdigit()
-        if self.seed not in ("", "random") and not (number and int(self.seed) < 1 << 64):
-            self.refuse("seed", "expected a whole number from 0 to 2^64 - 1, or 'random'")
+        self._check_seed(self.seed)
 
 
 @valueclass(kw_only=True)
@@ -358,6 +392,152 @@ class SortSpec(ReorderSpec):
         return self.reduces and (self.exact or self.combine)
 
 
+DEFAULT_UPLOAD_SHARD_BYTES = 500_000_000
+DEFAULT_UPLOAD_SAMPLES = 10_000
+"""Of a shard, where the sizes of what is fetched are not known before."""
+
+
+@valueclass(kw_only=True)
+class UploadSpec(JobSpec):
+    """Files, lists of files or a tar into new shards."""
+
+    sources: tuple[str, ...] = option(
+        help="What to pack: folders, files, globs, URLs of folders; with --column lists of files (.csv, .tsv, .jsonl, "
+        ".parquet); or `-`, a tar on standard input.",
+        argument=True,
+        metavar="SOURCE...",
+    )
+    output: str = option(
+        help="Output shards: `out-@0100.tar` for just 100, or `out-@.tar` for as many as the cut gives.",
+        argument=True,
+        metavar="OUT",
+    )
+    key_function: str = _key_function("-k", "--key-function")
+    key_prefix: str = option("", identity=True, metavar="TEXT", help="Put this before every key, such as `2024/`.")
+    include: tuple[str, ...] = option(
+        (),
+        identity=True,
+        metavar="GLOB",
+        help="Only these files: `*.jpg` by name in any folder, `train/**/*.jpg` by path. Several, or comma-separated.",
+    )
+    exclude: tuple[str, ...] = option(
+        (), identity=True, metavar="GLOB", help="Not these files; `thumbs/` leaves a whole folder out."
+    )
+    hidden: bool = option(False, identity=True, help="Take files and folders whose names begin with a dot, too.")
+    follow_symlinks: bool = option(
+        False, identity=True, help="Take what symbolic links lead to; else they are left out and counted."
+    )
+    class_from_dir: bool = option(
+        False,
+        identity=True,
+        help="The first folder is the class: adds a field `cls` with its number, and writes classes.json beside the "
+        "manifest.",
+    )
+    columns: dict[str, str] = option(
+        {},
+        flags=("--column",),
+        identity=True,
+        metavar="FIELD=COLUMN",
+        help="Sources are lists: a field is the value of a column or, with `@COLUMN`, what lies at that path or URL.",
+    )
+    key_column: str = option(
+        "",
+        identity=True,
+        metavar="COLUMN",
+        help="The column with the keys; by default `__key__` where there is one, else rows are numbered.",
+    )
+    missing: str = option(
+        "error",
+        identity=True,
+        choices=("error", "skip", "omit"),
+        help="A row without a value: fail, leave the row out (counted), or only the field.",
+    )
+    samples_per_shard: int = _samples_per_shard()
+    shard_size: int = _shard_size(
+        f" By default {DEFAULT_UPLOAD_SHARD_BYTES // 10**6}MB, or {DEFAULT_UPLOAD_SAMPLES:,} samples where sizes are "
+        "not known before."
+    )
+    num_shards: int = _num_shards()
+    empty_shards: bool = _empty_shards()
+    shuffle: bool = option(False, identity=True, help="Write the samples in random order; costs no extra pass.")
+    seed: str = option(
+        "",
+        identity=True,
+        metavar="N|random",
+        help="Seed of that order: a number, or `random` to draw one each time; by default it is derived from inputs "
+        "and options.",
+    )
+    append: bool = option(
+        False,
+        identity=True,
+        help="Add shards to the data set of that name: numbers go on, the manifest then holds old and new.",
+    )
+    same_key: str = option(
+        "fail",
+        identity=True,
+        choices=("fail", "rename"),
+        help="Two samples with one key: fail, or give the second another key.",
+    )
+    on_error: str = option(
+        "fail",
+        identity=True,
+        choices=("fail", "skip"),
+        help="A file or row that cannot be read, has vanished or changes while it is read: fail its shard, or leave "
+        "its sample out (counted).",
+    )
+    max_errors: str = _max_errors()
+    rejected: str = _rejected()
+    max_member: int = _max_member()
+    regroup: int = option(
+        64 << 20,
+        unit="bytes",
+        identity=True,
+        metavar="SIZE",
+        help="Of a tar on standard input: members of a sample may stand so far apart.",
+    )
+    fetches: int = option(16, metavar="N", help="Objects that a process fetches at once from stores and the web.")
+    fetches_per_host: int = option(4, metavar="N", help="Of these, at most so many from one web server.")
+    fetch_timeout: float = option(
+        60.0,
+        unit="seconds",
+        metavar="TIME",
+        help="Give an object up that could not be had for so long; retried so far.",
+    )
+    level: int = _level()
+    exists: str = _exists()
+    index: tuple[str, ...] = _index()
+    salt: str = option("", identity=True, metavar="TEXT", help="Make it another job.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sources or not all(self.sources):
+            self.refuse("sources", "expected at least one file, folder, list or URL, or '-'")
+        self._check_cuts()
+        self._check_seed(self.seed)
+        if self.seed and not self.shuffle:
+            self.refuse("seed", "it needs --shuffle")
+        for name in ("fetches", "fetches_per_host"):
+            if getattr(self, name) < 1:
+                self.refuse(name, "expected a number above 0")
+        for name in ("regroup", "fetch_timeout"):
+            if getattr(self, name) < 0:
+                self.refuse(name, "expected nothing below 0")
+        if self.append and self.exists == "overwrite":
+            self.refuse("append", "--exists overwrite is the contrary of it")
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        """Refuse options that only lists, or only trees of files, have."""
+        if self.columns:
+            for name in ("include", "exclude", "hidden", "follow_symlinks", "class_from_dir"):
+                if getattr(self, name):
+                    self.refuse(name, "with --column the list says what is packed")
+            if bad := [column for column in self.columns.values() if column in ("", "@")]:
+                self.refuse("columns", f"expected the name of a column instead of {bad[0]!r}")
+        elif self.key_column or self.missing != "error":
+            self.refuse("key_column" if self.key_column else "missing", "it needs --column")
+
+
 @valueclass(kw_only=True)
 class RunOptions(Spec):
     """Where and how a job runs; nothing here changes the bytes that come out."""
@@ -459,7 +639,7 @@ class Kind:
     name: str
     command: str
     verb: str
-    spec: type[ReadSpec]
+    spec: type[JobSpec]
 
 
 KINDS = (
@@ -467,10 +647,11 @@ KINDS = (
     Kind("ShardExtract", "htextract", "extract", ExtractSpec),
     Kind("ShardShuffle", "htshuffle", "shuffle", ShuffleSpec),
     Kind("ShardSort", "htsort", "sort", SortSpec),
+    Kind("ShardUpload", "htupload", "upload", UploadSpec),
 )
 
 
-def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
+def spec_from_manifest(manifest: dict[str, Any]) -> JobSpec:
     """Read a spec file: `{"kind": "ShardMap", "spec": {...}}`.
 
     Raises:
@@ -488,11 +669,11 @@ def spec_from_manifest(manifest: dict[str, Any]) -> ReadSpec:
     return kinds[name].spec.from_dict(manifest["spec"])
 
 
-def to_manifest(spec: ReadSpec) -> dict[str, Any]:
+def to_manifest(spec: JobSpec) -> dict[str, Any]:
     """Write a spec as `spec_from_manifest` reads it."""
     return {"apiVersion": API_VERSION, "kind": kind_of(spec).name, "spec": spec.to_dict()}
 
 
-def kind_of(spec: ReadSpec) -> Kind:
+def kind_of(spec: JobSpec) -> Kind:
     """Find the row of KINDS for a spec."""
     return next(kind for kind in KINDS if type(spec) is kind.spec)

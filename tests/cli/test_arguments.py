@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tarmill.cli.arguments import plain_values
 from tarmill.cli.options import spec_options
-from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, RunOptions, ShuffleSpec, SortSpec
+from tarmill.spec import ExtractSpec, MapSpec, ReorderOptions, RunOptions, ShuffleSpec, SortSpec, UploadSpec
 
 WORDS = [
     *(
@@ -80,6 +80,7 @@ KINDS = {
     "extract": (ExtractSpec, RunOptions),
     "shuffle": (ShuffleSpec, ReorderOptions),
     "sort": (SortSpec, ReorderOptions),
+    "upload": (UploadSpec, RunOptions),
 }
 
 

@@ -266,7 +266,7 @@ def test_the_report_balances(folder: Path, tool: str) -> None:
 
 def test_renamed_samples_are_told_to_the_person_too(folder: Path) -> None:
     result = good("sort", "in-0.tar::in-0.tar", "out-@1.tar")
-    assert re.search(r"5 .*had the same", result.stderr)
+    assert re.search(r"5 .*has the same", result.stderr)
 
 
 def test_a_failed_job_reports_and_exits_with_one(folder: Path) -> None:

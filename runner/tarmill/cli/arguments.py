@@ -36,7 +36,9 @@ def split_values(kind: type[Spec], values: dict[str, Any]) -> dict[str, Any]:
         if values.get(field.name) is None:  # not asked for, or an option without a default of its own
             continue
         value = values[field.name]
-        if base_of(field) == "tuple":
+        if base_of(field) == "tuple" and option_of(field).argument:
+            value = tuple(value)  # names of files: the shell has separated them
+        elif base_of(field) == "tuple":
             value = tuple(part for item in value for part in item.split(",") if part)
         elif base_of(field) == "dict":
             value = dict(split_pair(item, field.name) for item in value)
@@ -68,7 +70,7 @@ def plain_values(arguments: Sequence[str], *kinds: type[Spec]) -> dict[str, Any]
     """
     if any(name.endswith("_COMPLETE") for name in os.environ):
         return None
-    places: list[str] = []
+    places: list[Field] = []
     by_flag: dict[str, Field] = {}
     values: dict[str, Any] = {}
     required: set[str] = set()
@@ -77,7 +79,7 @@ def plain_values(arguments: Sequence[str], *kinds: type[Spec]) -> dict[str, Any]
         if known.hidden:
             continue
         if known.argument:
-            places.append(field.name)
+            places.append(field)
             continue
         by_flag.update(dict.fromkeys(flags_of(field, known), field))
         if base_of(field) in ("tuple", "dict"):
@@ -108,9 +110,13 @@ def plain_values(arguments: Sequence[str], *kinds: type[Spec]) -> dict[str, Any]
         except ValueError:
             return None
         values[found.name] = (*values[found.name], value) if base_of(found) in ("tuple", "dict") else value
-    if len(words) != len(places) or not required <= values.keys():
+    if len(words) < len(places) or not required <= values.keys():
         return None
-    return values | dict(zip(places, words, strict=True))
+    for behind, place in zip(reversed(range(len(places))), places, strict=True):
+        count = len(words) - behind if base_of(place) == "tuple" else 1
+        values[place.name] = tuple(words[:count]) if base_of(place) == "tuple" else words[0]
+        del words[:count]
+    return None if words else values
 
 
 def _flag_and_value(word: str) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ _COMMANDS = {
     "extract": ("tarmill.cli.htextract", "Fields or keys as rows, counts and statistics (htextract)."),
     "shuffle": ("tarmill.cli.htshuffle", "All samples in random order into new shards (htshuffle)."),
     "sort": ("tarmill.cli.htsort", "All samples in the order of keys into new shards; reduce equal ones (htsort)."),
+    "upload": ("tarmill.cli.htupload", "Files, lists of files or a tar into shards (htupload)."),
     "cat": ("tarmill.cli.cat", "Join, convert or check shards, sample by sample."),
     "index": ("tarmill.cli.index", "Count and digest shards; write wids, energon, DALI and other index files."),
     "verify": ("tarmill.cli.verify", "Check a data set against its manifest, or against what it was made of."),

@@ -61,6 +61,8 @@ def spec_options(kind: type[Spec], *, leave_out: tuple[str, ...] = ()) -> Callab
 
 
 def _parameter(field: Field, known: Option) -> Callable[[Any], Any]:
+    if known.argument and base_of(field) == "tuple":
+        return click.argument(field.name, metavar=known.metavar, nargs=-1, required=True)
     if known.argument:
         return click.argument(field.name, metavar=known.metavar)
     flags = (*flags_of(field, known), field.name)

@@ -214,7 +214,7 @@ def report_lines(report: Report) -> Iterator[str]:
         *(("unread rest", count, reason) for reason, count in sorted(counts.unread.items())),
         *(("members", count, reason) for reason, count in sorted(counts.skipped_members.items())),
         *([("keys", counts.duplicate_keys, "duplicate")] if counts.duplicate_keys else []),
-        *([("keys", counts.renamed, "renamed, since the sample before had the same")] if counts.renamed else []),
+        *([("keys", counts.renamed, "renamed, since another sample has the same")] if counts.renamed else []),
         ("bytes", counts.read_bytes, work),
     ]
     width = max(12, *(len(label) + 2 for label, _, _ in rows))

@@ -7,11 +7,11 @@ surrogate-escaped) bytes, which fit a ustar header up to 100 bytes, or 255 with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from isal.isal_zlib import adler32
-from xxhash import xxh3_128_intdigest
+from xxhash import xxh3_128, xxh3_128_intdigest
 
 from tarmill.errors import ScriptError
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
@@ -237,6 +237,42 @@ class TarSink:
         self._waiting += waiting
         if self._waiting > _JOIN_BYTES and not self._held:
             self._flush()
+
+    def add_streams(self, key: str, fields: Mapping[str, Callable[[], tuple[int, Iterable[Any]]]]) -> None:
+        """Write one sample whose contents need not be held in memory.
+
+        Args:
+            key: as for `add`.
+            fields: gives for each field, when its turn has come, its size and then its contents in blocks. A block is
+                done with before the next is asked for.
+
+        Raises:
+            ScriptError: as `add`, before anything is written.
+            Exception: what the contents raise; the archive is torn then, and must be thrown away. So it is when they
+                are not of the size that was told (`ValueError`).
+        """
+        stem, plan = (_encoded(key) or b"") + b".", _fields_of(tuple(fields))
+        if stem == self._last_stem or not plan:
+            raise self._refusal(key, bool(plan))
+        total = 0
+        for field, name, seed in plan:
+            size, blocks = fields[field]()
+            plain = len(stem) + len(name) <= 100 and size <= MAX_USTAR_BYTES
+            self._pieces.append((_header if plain else odd_header)(stem + name, size, self._mtime_s))
+            done, state = 0, xxh3_128(seed=seed)
+            for block in blocks:
+                self.drain()
+                done += len(block)
+                state.update(block)
+                self._write(block)
+            if done != size:
+                raise ValueError(f"field {field!r} of sample {key!r} has {done} bytes instead of {size}")
+            self._pieces.append(_BODY_PADS[-size % BLOCK])
+            total += state.intdigest()
+        self._last_stem = stem
+        self._digest += total + xxh3_128_intdigest(stem, total & MASK_64)
+        self.samples += 1
+        self.members += len(plan)
 
     def add_all(self, records: Sequence[tuple[Record, str]]) -> None:
         """Write several samples, (record, key) each, all of them or, when one is refused, none.

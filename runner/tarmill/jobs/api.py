@@ -17,7 +17,7 @@ from tarmill.jobs.listener import Listener
 from tarmill.jobs.report import Report
 from tarmill.jobs.shard_io import ShardOutput, open_samples
 from tarmill.planning.tasks import OutputShard
-from tarmill.spec import ExtractSpec, MapSpec, ReadSpec, ReorderSpec, RunOptions
+from tarmill.spec import ExtractSpec, JobSpec, MapSpec, ReorderSpec, RunOptions, UploadSpec
 
 if TYPE_CHECKING:
     import random
@@ -172,7 +172,7 @@ class ShardWriter:
             self._current.__exit__(kind, error, trace)
 
 
-def run(spec: ReadSpec, options: RunOptions | None = None, listener: Listener | None = None) -> Report:
+def run(spec: JobSpec, options: RunOptions | None = None, listener: Listener | None = None) -> Report:
     """Run a job, as the command of its kind does.
 
     Raises:
@@ -190,4 +190,8 @@ def run(spec: ReadSpec, options: RunOptions | None = None, listener: Listener | 
         from tarmill.jobs.reorder import run as run_reorder
 
         return run_reorder(spec, options, listener)
+    if isinstance(spec, UploadSpec):
+        from tarmill.jobs.upload import run as run_upload
+
+        return run_upload(spec, options, listener)
     raise SpecError(f"{type(spec).__name__} is no job that this version runs", field="spec", value=type(spec).__name__)

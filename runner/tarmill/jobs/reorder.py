@@ -15,11 +15,12 @@ from tarmill.errors import (
     JobFailed,
 )
 from tarmill.formats.digest import MASK_128, to_hex
+from tarmill.jobs.cut_outputs import named
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import amend, publish
 from tarmill.jobs.output_index import index_outputs, plan_index, recorded_index
-from tarmill.jobs.reorder_job import Reorder, named
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.reorder_prepare import prepare
 from tarmill.jobs.reorder_state import begin, clear_after_kill, clear_scratch, is_complete, pointer_of
 from tarmill.jobs.report import Failure, Report

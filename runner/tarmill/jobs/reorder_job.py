@@ -12,6 +12,7 @@ from tarmill.errors import (
     TarmillError,
 )
 from tarmill.formats.shards import ShardPattern
+from tarmill.jobs.cut_outputs import named
 from tarmill.jobs.drive import from_anywhere
 from tarmill.jobs.error_limit import ErrorLimit
 from tarmill.jobs.inputs import refuse_inputs
@@ -142,8 +143,3 @@ class Reorder:
         for place in {self.job.spill, self.job.scratch} - {"", MEMORY}:
             with suppress(NotFoundError):
                 storage.sweep(place, self.job.job)
-
-
-def named(out: ShardPattern, count: int) -> list[str]:
-    """Name the shards of an output pattern, which may have none."""
-    return (out.with_count(count) if out.is_open else out).expand() if count else []

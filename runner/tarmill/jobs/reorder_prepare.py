@@ -6,13 +6,9 @@ import os
 from collections.abc import Sequence
 
 from tarmill import storage
-from tarmill.errors import (
-    SpecError,
-)
-from tarmill.formats.codec_write import check_level
-from tarmill.formats.compression import codec_for
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs import resources
+from tarmill.jobs.cut_outputs import check_output
 from tarmill.jobs.drive import from_anywhere, settings_of
 from tarmill.jobs.inputs import find_shards, manifest_url, refuse_inputs
 from tarmill.jobs.listener import Listener
@@ -49,7 +45,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
         spec = replace(spec, seed=str(secrets.randbits(63)))
     kind = kind_of(spec).name
     pattern, out = ShardPattern.parse(spec.input), ShardPattern.parse(spec.output)
-    _check_output(spec, out)
+    check_output(spec, out)
     index = plan_index(spec.index, out, (out.with_count(2) if out.is_open else out).expand())
     parts = pattern.parts
     shards = [(part, shard) for part, piece in enumerate(parts) for shard in find_shards(piece)]
@@ -115,32 +111,6 @@ def _check_sort(spec: SortSpec) -> None:
     if spec.reduces:
         check_spec(spec)
     check_scripts(spec)
-
-
-def _check_output(spec: ReorderSpec, out: ShardPattern) -> None:
-    shown = storage.mask(spec.output)
-    if spec.output == "-" or out.needs_listing or out.list_files:
-        raise SpecError(
-            f"output {shown!r} names no shards; write 'out-@.tar', or a count as in 'out-@0100.tar'",
-            field="output",
-            value=shown,
-        )
-    if not out.is_open:
-        chosen = next((name for name in ("samples_per_shard", "shard_size") if getattr(spec, name)), "")
-        if chosen or spec.num_shards not in (0, out.count):
-            chosen = chosen or "num_shards"
-            raise SpecError(
-                f"output {shown!r} has {out.count} shards, and --{chosen.replace('_', '-')} decides about their number "
-                "too; leave the count open, as in 'out-@.tar'",
-                field="output",
-                value=shown,
-            )
-    example = out.with_count(1).expand()[0] if out.is_open else out.format(0)
-    check_level(codec_for(example), spec.level if spec.level >= 0 else None)
-    if not out.is_open and len(set(names := out.expand())) < len(names):
-        raise SpecError(
-            f"output {shown!r} names one shard twice; expected another name for each", field="output", value=shown
-        )
 
 
 def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from tarmill.errors import (
     StorageError,
     TarmillError,
 )
+from tarmill.jobs.cut_outputs import named, shards_before
 from tarmill.jobs.drive import from_anywhere
 from tarmill.jobs.manifests import (
     JobFolder,
@@ -21,7 +22,7 @@ from tarmill.jobs.manifests import (
     withdraw,
 )
 from tarmill.jobs.output_index import withdraw_index
-from tarmill.jobs.reorder_job import Reorder, named
+from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.scratch_files import MEMORY
 from tarmill.planning.counts import Counts
 from tarmill.planning.jobid import job_id
@@ -69,7 +70,7 @@ def begin(work: Reorder) -> None:
         refuse_existing(work.out.expand(), job)
     work.sweep()
     if spec.exists == "overwrite":
-        work.stale = _shards_before(work.manifest)
+        work.stale = shards_before(work.manifest)
     withdraw_index(work.manifest, work.out, job, spec.index if spec.exists == "resume" else ())
     withdraw(work.manifest)
     places = sorted({work.job.spill, work.job.scratch} - {MEMORY})
@@ -78,15 +79,6 @@ def begin(work: Reorder) -> None:
     facts = {"kind": work.kind, "output": storage.mask(spec.output), "scratch": masked, "pointer": name}
     work.folder.begin(facts)
     storage.write_bytes(pointer, job.encode(), owner=job)
-
-
-def _shards_before(manifest: str) -> set[str]:
-    """Name the shards of the data set that is overwritten; only plain names, whatever a manifest says."""
-    try:
-        names = {shard["name"] for shard in read_manifest(manifest)["shards"]}
-    except (TarmillError, KeyError, TypeError):
-        return set()
-    return {name for name in names if isinstance(name, str) and "/" not in name and name.strip(".")}
 
 
 def pointer_of(work: Reorder) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from xxhash import xxh3_128_hexdigest
 
 from tarmill.planning.tasks import Shard
-from tarmill.spec import FORMAT_VERSION, ReadSpec
+from tarmill.spec import FORMAT_VERSION, JobSpec
 from tarmill.spec_base import option_of
 from tarmill.values import fields
 
 
-def job_id(kind: str, spec: ReadSpec, inputs: Iterable[Shard], outputs: Sequence[str]) -> str:
+def job_id(kind: str, spec: JobSpec, inputs: Iterable[Shard], outputs: Sequence[str]) -> str:
     """Hash what decides over the output's bytes: inputs with sizes and versions, options that change bytes, outputs.
 
     Args:

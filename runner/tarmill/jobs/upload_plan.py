@@ -1,0 +1,375 @@
+"""All that an upload decides before its first task runs: what is packed, in which order, into which shards."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from tarmill import storage
+from tarmill.engine.base import Engine
+from tarmill.engine.serial import serial_engine
+from tarmill.errors import UsageError
+from tarmill.formats.digest import to_hex
+from tarmill.formats.shards import ShardPattern
+from tarmill.jobs.cut_outputs import check_output, named, shards_before
+from tarmill.jobs.drive import choose_engine, from_anywhere, settings_of
+from tarmill.jobs.inputs import manifest_url, name_in
+from tarmill.jobs.listener import Listener
+from tarmill.jobs.manifests import (
+    JobFolder,
+    is_of_another_job,
+    refuse_existing,
+)
+from tarmill.jobs.output_index import plan_index
+from tarmill.jobs.report import Report
+from tarmill.jobs.upload_collect import Collector
+from tarmill.jobs.upload_look import Run
+from tarmill.jobs.upload_resolve import CLASSES, resolve
+from tarmill.jobs.upload_scan import look_at_tree
+from tarmill.jobs.upload_sources import collect, first_local
+from tarmill.planning.counts import Counts
+from tarmill.planning.jobid import job_id
+from tarmill.planning.tasks import Shard, ShardDone
+from tarmill.planning.upload_cuts import shard_edges, shuffled
+from tarmill.planning.upload_listing import Found, Listing
+from tarmill.planning.upload_names import fault_of_key
+from tarmill.planning.upload_tasks import UploadJob, UploadTask
+from tarmill.spec import RunOptions, UploadSpec
+from tarmill.values import field, replace, valueclass
+
+if TYPE_CHECKING:
+    from tarmill.jobs.sidecar_places import Places
+    from tarmill.jobs.upload_append import Base
+
+KIND = "ShardUpload"
+LISTING = "listing"
+_ANY_NUMBER = 1 << 20
+_FEW_KEYS = 50_000
+"""Are read before a worker has started."""
+_FEW_BYTES = 4 << 20
+"""Of entries of all shards, which then travel with the tasks."""
+
+
+@valueclass(frozen=False)
+class Upload:
+    """One job: all that is decided before its first task runs, and what is known as it goes on."""
+
+    spec: UploadSpec
+    found: Found
+    order: Sequence[int] | None
+    edges: list[int]
+    outputs: list[str]
+    job: UploadJob
+    seed: int
+    folder: JobFolder | None
+    manifest: str
+    probe: Shard
+    """A local file that workers must see, or none."""
+    report: Report
+    finished: dict[int, ShardDone] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)
+    """Shards of a data set that this one overwrites."""
+    base: Base | None = None
+    """The data set that shards are added to."""
+    index: Places | None = None
+    """Of the files for other readers that are wanted, for old shards and new."""
+    is_complete: bool = False
+    """Whether this very job was finished before, so that nothing is to be done or written."""
+
+    @property
+    def classes_url(self) -> str:
+        """Where the names of the classes go; "" for nowhere."""
+        return f"{self.job.folder}{CLASSES}" if self.spec.class_from_dir and self.folder else ""
+
+    def take(self, done: ShardDone) -> None:
+        """Take note of a finished shard."""
+        self.finished[done.index] = done
+        self.report.shards_done += 1
+        self.report.counts.merge(done.counts)
+        if done.output is not None:
+            self.report.digest = to_hex(int(self.report.digest or "0", 16) + int(done.output.digest, 16))
+
+    def sweep(self) -> None:
+        """Remove what killed processes of this job left."""
+        if self.folder:
+            index = self.index.of_data_set().values() if self.index else ()
+            files = [*self.outputs, self.manifest, self.classes_url, self.spec.rejected, *index]
+            self.folder.sweep(url for url in files if url)
+
+
+class Engines:
+    """The one engine of a job, made when it is first needed.
+
+    Args:
+        options: where to run.
+        urls: what tasks read and write.
+        stack: closes it.
+    """
+
+    def __init__(self, options: RunOptions, urls: Sequence[str], stack: ExitStack) -> None:
+        self.options = options
+        self._urls = urls
+        self._stack = stack
+        self._engine: Engine | None = None
+
+    def for_looks(self) -> Callable[[], Engine] | None:
+        """Give what gives the engine, where it has several workers on this machine."""
+        options = self.options
+        alone = options.workers == 1 or (not options.workers and len(os.sched_getaffinity(0)) == 1)
+        here = any(storage.capabilities(url).shared == "process" for url in self._urls)
+        return None if alone or here or options.scheduler else lambda: self.get(_ANY_NUMBER)
+
+    def get(self, tasks: int) -> Engine:
+        """Give the engine, for so many tasks at least."""
+        if self._engine is None:
+            self._engine = self._stack.enter_context(choose_engine(self.options, tasks, self._urls))
+        return self._engine
+
+
+def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
+    """List what is to be packed, order it, cut it, name outputs and find what an earlier run has finished.
+
+    Raises:
+        UsageError: sources or output cannot be, there is nothing to pack, or the outputs belong to another job.
+        SampleError: two samples have one key.
+        TarmillError: a source cannot be looked into.
+    """
+    options = engines.options
+    settings = settings_of(options)
+    if spec.seed == "random":
+        import secrets
+
+        spec = replace(spec, seed=str(secrets.randbits(63)))
+    out = ShardPattern.parse(spec.output)
+    if spec.output != "-":
+        check_output(spec, out)
+    if spec.key_prefix and (fault := fault_of_key(f"{spec.key_prefix}x")) is not None:
+        spec.refuse("key_prefix", fault[1])
+    known = _known_classes(spec, out)
+    collector, inputs = _collected(spec, out, engines, listener, known)
+    found = collector.found
+    found.listing.finish()
+    listing = Shard("", "listing", found.listing.content_bytes, found.listing.version)
+    job = job_id(KIND, spec, [*inputs, listing], [storage.mask(spec.output)])
+    if not len(found.listing) and not spec.empty_shards:
+        raise UsageError(_nothing(spec, found))
+    base = _base(spec, out, job, collector, engines, listener) if spec.append else None
+    seed = int(spec.seed or str(int(job, 16))) % (1 << 64)
+    order = shuffled(len(found.listing), seed) if spec.shuffle else None
+    fixed = 1 if spec.output == "-" else None if out.is_open else out.count
+    edges = shard_edges(spec, fixed, found.listing.sizes, order, sizes_known=not found.listing.unknown)
+    if spec.output == "-" and len(edges) != 2:
+        raise UsageError("standard output takes one shard; leave the options about their number away, or name files")
+    outputs = _name_outputs(spec, out, base, len(edges) - 1)
+    folder = None if spec.output == "-" else JobFolder(out.folder, job)
+    manifest = manifest_url(out) if folder else ""
+    report = Report(KIND, job, len(outputs), storage.mask(spec.output), storage.mask(manifest))
+    report.counts = counts_of(found)
+    local = first_local(collector)
+    state = from_anywhere(folder.url) if folder else ""
+    shared = UploadJob(
+        job=job,
+        spec=replace(spec, sources=("(listed)",)),
+        state=state,
+        folder=state.removesuffix(f"_tarmill/{job}/"),
+        roots=tuple(from_anywhere(root or "./") for root in collector.roots),
+        follow=spec.follow_symlinks or bool(spec.columns),
+        remote=bool(found.listing.unknown) or any(storage.scheme_of(url) != "file" for url in places_of(spec)),
+        settings=settings,
+    )
+    probe = Shard(from_anywhere(local[0]), local[0], version=local[1]) if local else Shard("", "")
+    work = Upload(spec, found, order, edges, outputs, shared, seed, folder, manifest, probe, report)
+    work.index = plan_index(spec.index, out, [*(base.urls if base else ()), *outputs])
+    if base is not None:
+        _find_appended(work, base)
+    elif folder:
+        _find_finished(work, out)
+    return work
+
+
+def _base(
+    spec: UploadSpec, out: ShardPattern, job: str, collector: Collector, engines: Engines, listener: Listener
+) -> Base:
+    """Find the data set to add to, and see to it that its keys are not given once more."""
+    from tarmill.jobs.upload_append import existing_keys, find_base, without_taken
+
+    base = find_base(out)
+    if base.part_of(job) is None:
+        few = base.samples < _FEW_KEYS
+        engine = serial_engine() if few else engines.get(_ANY_NUMBER)
+        without_taken(spec, collector, existing_keys(base, engine, listener))
+    return base
+
+
+def _name_outputs(spec: UploadSpec, out: ShardPattern, base: Base | None, count: int) -> list[str]:
+    if spec.output == "-":
+        return ["-"]
+    if base is None:
+        return named(out, count)
+    from tarmill.jobs.upload_append import names_after
+
+    return names_after(base, out, count)
+
+
+def _find_appended(work: Upload, base: Base) -> None:
+    """Take over what an earlier run of this job has added, or was about to add."""
+    from tarmill.jobs.upload_append import begun_at
+
+    assert work.folder is not None
+    work.base = base
+    if (part := base.part_of(work.job.job)) is not None:
+        report = work.report
+        report.shards_total = report.shards_done = report.shards_resumed = int(part["shards"])
+        report.counts = Counts.from_dict(part["counts"])
+        work.is_complete, work.outputs = True, []
+    elif begun_at(work.folder) == base.first and work.spec.exists != "fail":
+        for done in work.folder.finished(range(len(work.outputs)), work.outputs).values():
+            work.take(done)
+        work.report.shards_resumed = work.report.shards_done
+    else:
+        refuse_existing(work.outputs, work.job.job)
+
+
+def _collected(
+    spec: UploadSpec, out: ShardPattern, engines: Engines, listener: Listener, known: dict[str, int]
+) -> tuple[Collector, list[Shard]]:
+    """Put all samples into a listing; give it with what stands for the sources in the job's id."""
+    collector = Collector(spec, Listing(engines.options.scratch_dir or None))
+    if spec.columns:
+        from tarmill.jobs.upload_lists import entries_of, find_lists
+
+        lists = find_lists(spec)
+        collector.take_in_order(entries_of(spec, lists, collector))
+        return collector, lists
+
+    def look_at_all(runs: Iterable[Run], root: int, taker: Collector) -> None:
+        look_at_tree(spec, runs, root, taker, engines.for_looks(), listener)
+
+    collect(spec, resolve(spec, out), collector, known, look_at_all)
+    return collector, [Shard("", storage.mask(source)) for source in spec.sources]
+
+
+def _known_classes(spec: UploadSpec, out: ShardPattern) -> dict[str, int]:
+    """Read the numbers that classes have already in this folder, so that data sets beside each other agree."""
+    if not spec.class_from_dir or spec.output == "-" or spec.exists == "overwrite":
+        return {}
+    from tarmill.errors import NotFoundError
+
+    url = f"{out.folder}{CLASSES}"
+    try:
+        known = json.loads(storage.read_bytes(url))
+        if isinstance(known, dict) and all(type(number) is int for number in known.values()):
+            return known
+    except NotFoundError:
+        return {}
+    except ValueError:
+        pass
+    raise UsageError(f"{storage.mask(url)} is no file of tarmill's: expected names of classes with their numbers")
+
+
+def counts_of(found: Found) -> Counts:
+    """Give what was found and left out before any task runs, as counts that balance."""
+    counts = Counts(read=sum(found.dropped.values()), renamed=found.renamed)
+    counts.dropped += found.dropped
+    counts.unread += found.unread
+    counts.skipped_members += found.skipped
+    return counts
+
+
+def _nothing(spec: UploadSpec, found: Found) -> str:
+    left = ", ".join(
+        f"{kind} {count}" for kind, count in sorted((found.skipped + found.dropped + found.unread).items())
+    )
+    hint = ""
+    if found.skipped["no-extension"]:
+        hint = "; names divide into key and field at a dot: choose another way with -k, such as dir_plus_file"
+    sources = ", ".join(storage.mask(source) for source in spec.sources[:3])
+    return f"there is no sample to pack in {sources}" + (f" (left out: {left})" if left else "") + hint
+
+
+def _find_finished(work: Upload, out: ShardPattern) -> None:
+    """Refuse outputs of others, and take over what an earlier run of this job has finished."""
+    spec, job, folder = work.spec, work.job.job, work.folder
+    assert folder is not None
+    if spec.exists == "overwrite":
+        names = {name_in(out.folder, url) for url in work.outputs}
+        work.stale = shards_before(work.manifest) - names
+        return
+    taken = is_of_another_job(work.manifest, job, {name_in(out.folder, url) for url in work.outputs})
+    if spec.exists == "fail" or taken or not folder.has_begun():
+        refuse_existing(work.outputs, job)
+        return
+    for done in folder.finished(range(len(work.outputs)), work.outputs).values():
+        work.take(done)
+    work.report.shards_resumed = work.report.shards_done
+
+
+def make_tasks(work: Upload) -> list[UploadTask]:
+    """Give the tasks that are left to do; entries of very many files go into a file of the job's folder."""
+    listing, version, begins = work.found.listing, None, {}
+    todo = [index for index in range(len(work.outputs)) if index not in work.finished]
+    url = ""
+    if work.folder and listing.data_bytes > _FEW_BYTES and todo:
+        url = work.job.state + LISTING
+        with storage.open_write(url, owner=work.job.job) as stream:
+            for index in todo:
+                begins[index] = stream.bytes_written
+                for block in listing.blocks(work.order, work.edges[index], work.edges[index + 1]):
+                    stream.write(block)
+        version = stream.receipt.version or None
+    tasks = []
+    for index in todo:
+        places = work.order, work.edges[index], work.edges[index + 1]
+        data = b"" if url else b"".join(listing.blocks(*places))
+        lengths = listing.lengths(*places).tobytes()
+        output = from_anywhere(work.outputs[index])
+        tasks.append(UploadTask(index, output, work.job, lengths, data, url, version, begins.get(index, 0)))
+    return tasks
+
+
+def bytes_left(work: Upload) -> int | None:
+    """Give how much there is to read; None where nobody knows."""
+    if work.found.listing.unknown:
+        return None
+    return max(0, work.found.listing.content_bytes - work.report.counts.read_bytes)
+
+
+def describe(work: Upload) -> list[str]:
+    """Tell the plan to people."""
+    found, listing, report = work.found, work.found.listing, work.report
+    size = f"{listing.content_bytes / 1e6:,.1f} MB"
+    if listing.unknown:
+        size += f" and {listing.unknown:,} objects of unknown size"
+    todo = report.shards_total - report.shards_done
+    if work.is_complete:
+        return [f"job {report.job}: {_shards(work)}, appended before, nothing to do"]
+    lines = [
+        f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields, {size}, into {_shards(work)}, "
+        f"{report.shards_done:,} finished before, {todo:,} to do"
+    ]
+    if work.base is not None:
+        lines[0] += f"; appended to {work.base.samples:,} samples in {len(work.base.shards):,} shards"
+    for label, place in (("first", 0), ("last", len(listing) - 1)):
+        if len(listing):
+            key, _, parts = listing.entry(work.order[place] if work.order is not None else place)
+            shard = work.outputs[0 if label == "first" else -1]
+            lines.append(f"{label + ':':<7}{key} ({', '.join(part[0] for part in parts)}) -> {storage.mask(shard)}")
+    if work.spec.shuffle:
+        lines.append(f"seed:  {work.seed}" + ("" if work.spec.seed else ", derived from inputs and options"))
+    told = {**found.skipped, **found.dropped, **found.unread}
+    lines += [f"left out: {count:,} {kind}" for kind, count in sorted(told.items())]
+    lines += [f"empty files, packed: {found.empty:,}"] if found.empty else []
+    return lines + ([f"manifest: {storage.mask(work.manifest)}"] if work.manifest else [])
+
+
+def _shards(work: Upload) -> str:
+    count = work.report.shards_total
+    return f"{count:,} shard{'' if count == 1 else 's'}"
+
+
+def places_of(spec: UploadSpec) -> list[str]:
+    """Give one source of each scheme: what decides where tasks can run."""
+    return list({storage.scheme_of(source): source for source in spec.sources}.values())

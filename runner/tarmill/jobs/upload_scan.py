@@ -1,0 +1,122 @@
+"""A look at each file of one tree: here, or in workers where there are so many that it pays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from tarmill.engine.base import Engine
+from tarmill.engine.meter import current
+from tarmill.jobs.drive import from_anywhere, results
+from tarmill.jobs.listener import Listener
+from tarmill.jobs.upload_collect import Collector
+from tarmill.jobs.upload_look import Looked, Run, look
+from tarmill.jobs.upload_tree import MARK
+from tarmill.planning.upload_listing import Listing, Piece
+from tarmill.spec import UploadSpec
+from tarmill.values import replace, valueclass
+
+MANY_FILES = 20_000
+"""Fewer are looked at before a worker has started."""
+_TASK_FILES = 8192
+
+PackedRun = tuple[str, str, str, int | None]
+"""(base, folder below it, names joined by "/", class): fewer objects, fewer bytes."""
+
+
+@valueclass
+class LookTask:
+    """Look at the files of some runs."""
+
+    index: int
+    runs: tuple[PackedRun, ...]
+    files: int
+    root: int
+    prefix: str
+    follow: bool
+
+    @property
+    def label(self) -> str:
+        """What messages call the task."""
+        return f"{self.runs[0][0]}{self.runs[0][1]}"
+
+
+@valueclass
+class LookDone:
+    """The samples of a `LookTask`."""
+
+    piece: Piece
+    looked: Looked
+
+
+def look_in_worker(task: LookTask) -> LookDone:
+    """Look at the files of a task; the function that engines run."""
+    listing, looked, meter = Listing(spill_bytes=1 << 62), Looked(), current()
+    for base, rel, names, label in task.runs:
+        for entry in look(Run(base, rel, names.split("/"), label), task.root, task.prefix, task.follow, looked):
+            listing.add(entry)
+        meter.samples = len(listing)
+    return LookDone(listing.as_piece(), looked)
+
+
+def look_at_tree(
+    spec: UploadSpec,
+    runs: Iterable[Run],
+    root: int,
+    collector: Collector,
+    engine: Callable[[], Engine] | None,
+    listener: Listener,
+) -> None:
+    """Look at the files of a tree and take its samples, in order.
+
+    Args:
+        spec: key_prefix, follow_symlinks.
+        runs: the files; where workers look, all wait in memory, by name only.
+        root: number of the tree.
+        collector: takes samples, and what is wrong with them.
+        engine: gives one whose workers can look; None for here.
+        listener: is told when it takes long.
+    """
+    tasks = _tasks(spec, runs, root)
+    if engine is not None:
+        several = list(tasks)
+        files = sum(task.files for task in several)
+        if files >= MANY_FILES:
+            listener.note(f"looking at {files:,} files")
+            for done in results(engine(), look_in_worker, several, Listener()):
+                _take(collector, done)
+            return
+        tasks = iter(several)
+    for task in tasks:
+        _take(collector, look_in_worker(task))
+
+
+def _take(collector: Collector, done: LookDone) -> None:
+    collector.found.listing.extend(done.piece)
+    collector.note(done.looked)
+
+
+def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int) -> Iterator[LookTask]:
+    index = files = 0
+    waiting: list[PackedRun] = []
+    for run in runs:
+        for part in _cut(run):
+            waiting.append((from_anywhere(part.base or "./"), part.rel, "/".join(part.names), part.label))
+            files += len(part.names)
+            if files >= _TASK_FILES:
+                yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)
+                waiting, files, index = [], 0, index + 1
+    if waiting:
+        yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)
+
+
+def _cut(run: Run) -> Iterator[Run]:
+    """Cut a run into pieces for tasks, between samples."""
+    names, begin = run.names, 0
+    while len(names) - begin > _TASK_FILES:
+        end = begin + _TASK_FILES
+        stem = names[end].partition(MARK)[0]
+        while end < len(names) and names[end].partition(MARK)[0] == stem:
+            end += 1
+        yield replace(run, names=names[begin:end])
+        begin = end
+    yield replace(run, names=names[begin:]) if begin else run
