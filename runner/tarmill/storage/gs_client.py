@@ -1,0 +1,382 @@
+"""Requests to Google Cloud Storage by gcsfs: its credentials, its session, one try each, and a limit to every silence.
+
+gcsfs itself tries again without end for some failures, drops what the server says in others, and reads without pinning
+a generation; so what is used of it is what it does well: finding and refreshing credentials, and its aiohttp session.
+Clients belong to one process: after a fork the child makes its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+# Before gcsfs is imported: with it, each bucket's kind is asked for over gRPC, which no emulator answers.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
+import aiohttp  # noqa: E402
+import gcsfs  # noqa: E402
+from google.auth import exceptions as auth_errors  # noqa: E402
+
+from tarmill.errors import AccessError, SpecError, StorageError  # noqa: E402
+from tarmill.storage.gs_errors import raise_credentials_error, raise_network_error, status_error  # noqa: E402
+from tarmill.storage.settings import StorageSettings  # noqa: E402
+from tarmill.storage.urls import mask  # noqa: E402
+
+T = TypeVar("T")
+OPTIONS = ("endpoint_url", "user_project", "block_size")
+_PIECE_BYTES = 256 << 10
+_READ_BUFFER_BYTES = 1 << 20
+_EMULATOR = "STORAGE_EMULATOR_HOST"
+_OK = frozenset({200, 201, 204})
+
+_lock = threading.Lock()
+_clients: dict[tuple[object, ...], GsClient] = {}
+_left_behind: list[object] = []
+# What it would print is told by our errors, without its tracebacks.
+if "GCSFS_DEBUG" not in os.environ:
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)
+
+
+def _forget_clients() -> None:
+    """Start anew in a forked child. The parent's clients are kept, since ending them would touch its event loop."""
+    global _lock, _clients
+    _left_behind.append(_clients)
+    _lock = threading.Lock()
+    _clients = {}
+
+
+os.register_at_fork(after_in_child=_forget_clients)
+
+
+def client_for(settings: StorageSettings, url: str) -> GsClient:
+    """Give this process's client for these settings; `url` is named when there are no credentials.
+
+    Raises:
+        AccessError: no credentials are found. SpecError: an option is unknown.
+    """
+    options = settings.options_of("gs") | settings.options_of("gcs")
+    unknown = sorted(set(options) - set(OPTIONS))
+    if unknown:
+        raise SpecError(
+            f"store option gs.{unknown[0]} is not known; expected one of {', '.join('gs.' + name for name in OPTIONS)}",
+            field="store_option",
+            value=f"gs.{unknown[0]}",
+        )
+    emulator = os.environ.get(_EMULATOR, "")
+    key = (
+        tuple(sorted(options.items())),
+        emulator,
+        os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"),
+        settings.anonymous,
+        settings.requester_pays,
+        settings.ca_file,
+        settings.connect_timeout_s,
+        settings.read_timeout_s,
+    )
+    with _lock:
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = GsClient(_connect(settings, options, emulator, url), settings, options)
+    return client
+
+
+def _connect(
+    settings: StorageSettings, options: Mapping[str, str], emulator: str, url: str
+) -> gcsfs.GCSFileSystem:
+    endpoint = options.get("endpoint_url")
+    anonymous = settings.anonymous or (bool(emulator) and endpoint is None)
+    session: dict[str, Any] = {
+        "trust_env": True,  # HTTPS_PROXY and its kin
+        "auto_decompress": False,  # stored bytes, not an encoding of them
+        "read_bufsize": _READ_BUFFER_BYTES,
+        "timeout": aiohttp.ClientTimeout(
+            total=None,
+            connect=settings.connect_timeout_s + settings.read_timeout_s,
+            sock_connect=settings.connect_timeout_s,
+            sock_read=settings.read_timeout_s,
+        ),
+    }
+    if settings.ca_file is not None:
+        session["connector"] = _connector(settings.ca_file)
+    try:
+        return gcsfs.GCSFileSystem(
+            token="anon" if anonymous else "google_default",
+            access="read_write",
+            endpoint_url=endpoint.rstrip("/") if endpoint else None,
+            requester_pays=options.get("user_project") or settings.requester_pays,
+            session_kwargs=session,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+    except (auth_errors.GoogleAuthError, ValueError, OSError) as error:
+        raise_credentials_error(error, url)
+
+
+def _connector(ca_file: str) -> aiohttp.TCPConnector:
+    from fsspec.asyn import get_loop
+
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SpecError(
+            f"the CA file {ca_file!r} cannot be used: {error.strerror or error}; expected a PEM file",
+            field="ca_file",
+            value=ca_file,
+        ) from error
+
+    async def make() -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(ssl=context)
+
+    return asyncio.run_coroutine_threadsafe(make(), get_loop()).result()
+
+
+class _Beat:
+    """When something moved last, and how long a silence may be."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._since = asyncio.get_running_loop().time()
+
+    def moved(self) -> None:
+        self._since = asyncio.get_running_loop().time()
+
+    def left_s(self) -> float:
+        return self._since + self._silence_s - asyncio.get_running_loop().time()
+
+    async def watch(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`; TimeoutError when nothing moves for too long (aiohttp sets no limit to a stalled upload)."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                left = self.left_s()
+                if left <= 0:
+                    raise TimeoutError
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            task.cancel()
+
+
+class GsClient:
+    """What one process says to one server as one account.
+
+    Args:
+        fs: knows the address, the credentials and who pays.
+        settings: the time limits.
+        options: `gs.` store options.
+    """
+
+    def __init__(self, fs: gcsfs.GCSFileSystem, settings: StorageSettings, options: Mapping[str, str]) -> None:
+        self._fs = fs
+        self._silence_s = settings.read_timeout_s
+        self._wants_project = settings.requester_pays
+        self.endpoint = str(fs._location)
+        self.is_emulator = "endpoint_url" in options or bool(os.environ.get(_EMULATOR))
+        self.block_size = options.get("block_size")
+
+    @property
+    def account(self) -> str | None:
+        """Who we are to the server; None = nobody."""
+        credentials = self._fs.credentials.credentials
+        if credentials is None:
+            return None
+        name = getattr(credentials, "service_account_email", None) or getattr(credentials, "account", None)
+        return str(name) if name and name != "default" else "the account in use"
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        url: str,
+        doing: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[bytes] = (),
+        accept: frozenset[int] = _OK,
+        silence_s: float | None = None,
+    ) -> tuple[int, Mapping[str, str], dict[str, Any]]:
+        """Send one request and give the answer whole: status, headers, JSON (empty where it is none).
+
+        Args:
+            path: below the server's address, or a whole address.
+            url, doing: the object and what is done to it, for errors.
+            body: pieces to send.
+            accept: statuses that are no failure.
+            silence_s: longest silence, `read_timeout_s` by default.
+
+        Raises:
+            NotFoundError (404), AccessError (401, 403), ChangedError (412), StorageError.
+        """
+        sent = {"Accept-Encoding": "identity", "Content-Length": str(sum(map(len, body))), **(headers or {})}
+        if method in ("GET", "DELETE"):
+            del sent["Content-Length"]
+        limit_s = silence_s or self._silence_s
+
+        async def exchange(signed: dict[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+            beat = _Beat(limit_s)
+
+            async def pieces() -> AsyncIterator[bytes]:
+                for block in body:
+                    view = memoryview(block)
+                    for start in range(0, len(view), _PIECE_BYTES):
+                        beat.moved()
+                        yield view[start : start + _PIECE_BYTES]  # type: ignore[misc]
+                beat.moved()
+
+            async def talk() -> tuple[int, Mapping[str, str], bytes]:
+                response = await self._begin(method, path, params, signed, pieces() if body else None)
+                async with response:
+                    return response.status, response.headers, await response.read()
+
+            return await beat.watch(talk())
+
+        status, answered, data = self._with_fresh_credentials(
+            sent, url, doing, accept, lambda signed: self._run(exchange(signed), doing, url)
+        )
+        return status, answered, _json(data)
+
+    def open(
+        self, path: str, url: str, *, params: Mapping[str, str], headers: Mapping[str, str], accept: frozenset[int]
+    ) -> aiohttp.ClientResponse:
+        """Ask for an object's bytes; the body of the answer is still to be read, by `read`."""
+
+        async def begin(signed: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
+            response = await _Beat(self._silence_s).watch(self._begin("GET", path, params, signed, None))
+            if response.status in accept:
+                return response, b""
+            async with response:
+                return response, await _Beat(self._silence_s).watch(response.content.read(8192))
+
+        def send(signed: dict[str, str]) -> tuple[int, Mapping[str, str], Any]:
+            response, text = self._run(begin(signed), "reading", url)
+            return response.status, response.headers, text or response
+
+        sent = {"Accept-Encoding": "gzip", **headers}  # what is stored compressed comes as it is
+        _, _, response = self._with_fresh_credentials(sent, url, "reading", accept, send)
+        return cast(aiohttp.ClientResponse, response)
+
+    def read(
+        self, response: aiohttp.ClientResponse, amount: int, url: str, watcher: Callable[[Future[Any]], None]
+    ) -> bytes:
+        """Give the next bytes of an answer, `amount` unless it ends before.
+
+        Args:
+            watcher: is given the future that is waited for, to cancel it from another thread.
+        """
+
+        async def collect() -> bytes:
+            pieces, missing = [], amount
+            while missing and (piece := await response.content.read(missing)):
+                pieces.append(piece)
+                missing -= len(piece)
+            return b"".join(pieces) if len(pieces) != 1 else pieces[0]
+
+        return self._run(collect(), "reading", url, watcher)  # sock_read is its limit
+
+    def close(self, response: aiohttp.ClientResponse) -> None:
+        """Give up an answer, from any thread; its connection is kept when it was read to its end."""
+        loop = self._fs.loop
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(response.close)
+
+    async def _begin(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        headers: Mapping[str, str],
+        body: AsyncIterator[bytes] | None,
+    ) -> aiohttp.ClientResponse:
+        session = await self._fs._set_session()
+        address = path if "://" in path else self.endpoint + path
+        response = await session.request(
+            method,
+            address,
+            params=self._fs._get_params(dict(params or {})),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+        )
+        return cast(aiohttp.ClientResponse, response)
+
+    def _with_fresh_credentials(
+        self,
+        headers: Mapping[str, str],
+        url: str,
+        doing: str,
+        accept: frozenset[int],
+        send: Callable[[dict[str, str]], tuple[int, Mapping[str, str], Any]],
+    ) -> tuple[int, Mapping[str, str], Any]:
+        """Send with credentials, and once more with new ones where the server says that they are no longer good."""
+        self._project_is_known(url)
+        for is_last in (False, True):
+            status, answered, data = send(self._signed(headers, url))
+            if status in accept:
+                return status, answered, data
+            if status != 401 or is_last or not self._forget_token():
+                break
+        text = data if isinstance(data, bytes) else b""
+        raise status_error(doing, url, status, answered, text, self.account)
+
+    def _signed(self, headers: Mapping[str, str], url: str) -> dict[str, str]:
+        """Add who we are; refreshing happens here, in the caller's thread, since google.auth waits for its answer."""
+        try:
+            return dict(self._fs._get_headers(dict(headers)))
+        except auth_errors.GoogleAuthError as error:
+            raise_credentials_error(error, url, self.account)
+        except Exception as error:  # gcsfs hides a RefreshError in one of its own
+            cause = error.__cause__
+            if isinstance(cause, auth_errors.GoogleAuthError):
+                raise_credentials_error(cause, url, self.account)
+            raise StorageError(f"{mask(url)}: the credentials cannot be used ({error})", url=mask(url)) from error
+
+    def _forget_token(self) -> bool:
+        credentials = self._fs.credentials.credentials
+        if credentials is None or not hasattr(credentials, "token"):
+            return False
+        credentials.token = None
+        return True
+
+    def _project_is_known(self, url: str) -> None:
+        if self._wants_project and self._fs.requester_pays is True and not self._fs.project:
+            raise AccessError(
+                f"{mask(url)}: --requester-pays needs a project that pays, and the credentials name none; add "
+                "--store-option gs.user_project=PROJECT",
+                url=mask(url),
+            )
+
+    def _run(
+        self, work: Coroutine[Any, Any, T], doing: str, url: str, watcher: Callable[[Future[Any]], None] | None = None
+    ) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._fs.loop)
+        if watcher is not None:
+            watcher(future)
+        try:
+            return future.result()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise_network_error(error, doing, url, _host(self.endpoint))
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _host(endpoint: str) -> str:
+    return urlsplit(endpoint).netloc.rpartition("@")[2] or endpoint
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

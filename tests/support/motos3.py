@@ -1,0 +1,43 @@
+"""moto's S3 server, for what needs no signatures: in this process, on a free loopback port."""
+
+from __future__ import annotations
+
+import logging
+import urllib.request
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+BUCKET = "shards"
+
+
+class MotoS3:
+    """A server thread; the context manager ends it."""
+
+    def __enter__(self) -> Self:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.port = port
+        self.base = f"http://{host}:{port}"
+        # keys are not looked at, but which account it is follows from them
+        request = urllib.request.Request(f"{self.base}/{BUCKET}", method="PUT")
+        with urllib.request.urlopen(request, timeout=30):
+            pass
+        return self
+
+    def use(self, set_name: Callable[[str, str], object]) -> None:
+        """Set the environment that makes clients use it."""
+        set_name("AWS_ENDPOINT_URL_S3", self.base)
+        set_name("AWS_ACCESS_KEY_ID", "tests")
+        set_name("AWS_SECRET_ACCESS_KEY", "tests")
+        set_name("AWS_DEFAULT_REGION", "us-east-1")
+        set_name("AWS_EC2_METADATA_DISABLED", "true")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop()
