@@ -23,11 +23,12 @@ _PASSING = frozenset(
 # Libraries that are not imported here are known by the names of what they raise.
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound")
 _REFUSED = ("AuthenticationException", "ClientAuthenticationError", "TokenRetrievalError", "UnauthorizedSSOTokenError")
-_NETWORK = (
-    "ClientError ClientConnectionError ClientPayloadError ServerDisconnectedError SSHException ConnectTimeoutError "
-    "EndpointConnectionError ReadTimeoutError IncompleteRead ChunkedEncodingError ServiceRequestError "
-    "ConnectionClosedError HTTPClientError"
-).split()
+_NETWORK = frozenset(
+    {"ClientError", "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError"}  # aiohttp
+    | {"EndpointConnectionError", "ConnectionClosedError", "HTTPClientError"}  # botocore
+    | {"ConnectTimeoutError", "ReadTimeoutError", "IncompleteRead", "ChunkedEncodingError"}  # urllib3, requests
+    | {"SSHException", "ServiceRequestError"}  # paramiko, azure
+)
 
 
 def translated(function: Callable[[], T], url: str, doing: str) -> T:
@@ -59,7 +60,7 @@ def raise_library_error(error: Exception, url: str, doing: str) -> NoReturn:
             **facts,
         ) from error
     if isinstance(error, PermissionError) or status in (401, 403) or any(name in names for name in _REFUSED):
-        raise AccessError(f"{message}; the store does not let us: check credentials and permissions", **facts) from error
+        raise AccessError(f"{message}; the store refuses: check credentials and permissions", **facts) from error
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         raise NotFoundError(f"{doing} {shown}: it does not exist ({reason})", **facts) from error
     if status == 412:

@@ -11,8 +11,8 @@ from tarmill.storage.base import Stat
 # What names a content, best first; what follows them says only when it was changed last.
 _STRONG = ("generation", "etag", "ETag", "content_md5", "sha256", "blob_id", "xet_hash", "version_id", "VersionId")
 _TIMES = (
-    ("mtime", "modified", "LastModified", "last_modified", "modificationTime", "updated", "modify", "last_commit")
-    + ("created", "creation_time")
+    *("mtime", "modified", "LastModified", "last_modified", "modificationTime", "updated", "modify", "last_commit"),
+    *("created", "creation_time"),
 )
 
 

@@ -25,8 +25,9 @@ from tarmill.storage.urls import mask, scheme_of
 T = TypeVar("T")
 # These show another file system in another way, or are no storage at all.
 _WRAPPERS = frozenset(
-    "async_wrapper asyncwrapper blockcache cached data dir filecache generic git github gist http https libarchive "
-    "pyscript reference simplecache tar zip dask jlab jupyter".split()
+    {"async_wrapper", "asyncwrapper", "blockcache", "cached", "data", "dir", "filecache", "generic", "git", "github"}
+    | {"gist", "http", "https", "libarchive", "pyscript", "reference", "simplecache", "tar", "zip", "dask", "jlab"}
+    | {"jupyter"}
 )
 _S3 = ("s3", "s3a")
 SLOW_BYTES_PER_S = 100_000
@@ -121,8 +122,8 @@ class Mount:
 def forget(mount: Mount) -> None:
     """Use a new instance from now on; the old one is kept, since ending it may wait for its connection."""
     with _lock:
-        for key in [key for key, known in _mounts.items() if known is mount]:
-            _left_behind.append(_mounts.pop(key))
+        keys = [key for key, known in _mounts.items() if known is mount]
+        _left_behind.extend(_mounts.pop(key) for key in keys)
 
 
 def mount_for(url: str, settings: StorageSettings) -> Mount:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from xxhash import xxh3_128
@@ -129,7 +130,7 @@ class DeferredWriteStream(FsspecWriteStream):
 
     def _append(self, data: memoryview) -> None:
         # copied, since a call that takes too long is left alone with it
-        self._mount.do(lambda block=bytes(data): self._file.write(block), self.url, "writing", _BLOCK_BYTES)
+        self._mount.do(partial(self._file.write, bytes(data)), self.url, "writing", _BLOCK_BYTES)
 
     def _publish(self) -> None:
         def end() -> None:
@@ -168,7 +169,7 @@ class RenamedWriteStream(FsspecWriteStream):
         return self._mount.fs.open(self._temp, "wb")
 
     def _append(self, data: memoryview) -> None:
-        self._mount.do(lambda block=bytes(data): self._file.write(block), self.url, "writing", len(data) + _BLOCK_BYTES)
+        self._mount.do(partial(self._file.write, bytes(data)), self.url, "writing", len(data) + _BLOCK_BYTES)
 
     def _publish(self) -> None:
         self._mount.do(self._file.close, self.url, "writing", _BLOCK_BYTES)

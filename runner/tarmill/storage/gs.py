@@ -40,6 +40,7 @@ class GsStore(RemoteStore):
     def _body(
         self, url: str, settings: StorageSettings, start: int = 0, end: int | None = None, version: str | None = None
     ) -> GsBody:
+        split_url(url)
         return GsBody(client_for(settings, url), url, settings, start, end, version)
 
     def open_write(

@@ -21,14 +21,16 @@ from urllib.parse import urlsplit
 # Before gcsfs is imported: with it, each bucket's kind is asked for over gRPC, which no emulator answers.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
-import aiohttp  # noqa: E402
-import gcsfs  # noqa: E402
-from google.auth import exceptions as auth_errors  # noqa: E402
+import aiohttp
+import gcsfs
+from google.auth import exceptions as auth_errors
 
-from tarmill.errors import AccessError, SpecError, StorageError  # noqa: E402
-from tarmill.storage.gs_errors import raise_credentials_error, raise_network_error, status_error  # noqa: E402
-from tarmill.storage.settings import StorageSettings  # noqa: E402
-from tarmill.storage.urls import mask  # noqa: E402
+from tarmill.errors import AccessError, SpecError, StorageError
+from tarmill.storage.gs_errors import raise_credentials_error, raise_network_error, status_error
+from tarmill.storage.http_auth import split_target
+from tarmill.storage.http_client import proxy_for
+from tarmill.storage.settings import StorageSettings
+from tarmill.storage.urls import mask
 
 T = TypeVar("T")
 OPTIONS = ("endpoint_url", "user_project", "block_size")
@@ -88,13 +90,10 @@ def client_for(settings: StorageSettings, url: str) -> GsClient:
     return client
 
 
-def _connect(
-    settings: StorageSettings, options: Mapping[str, str], emulator: str, url: str
-) -> gcsfs.GCSFileSystem:
+def _connect(settings: StorageSettings, options: Mapping[str, str], emulator: str, url: str) -> gcsfs.GCSFileSystem:
     endpoint = options.get("endpoint_url")
     anonymous = settings.anonymous or (bool(emulator) and endpoint is None)
     session: dict[str, Any] = {
-        "trust_env": True,  # HTTPS_PROXY and its kin
         "auto_decompress": False,  # stored bytes, not an encoding of them
         "read_bufsize": _READ_BUFFER_BYTES,
         "timeout": aiohttp.ClientTimeout(
@@ -306,6 +305,7 @@ class GsClient:
             headers=headers,
             data=body,
             allow_redirects=False,
+            proxy=proxy_for(split_target(address)),  # aiohttp's own reading of the environment would read netrc too
         )
         return cast(aiohttp.ClientResponse, response)
 

@@ -81,7 +81,7 @@ def _told(body: bytes) -> tuple[str, str]:
 
 def _not_let_in(account: str | None, bucket: str) -> str:
     if account is None:
-        return f"bucket {bucket!r} is not open to everybody, and no credentials were sent; leave out --anon and {_LOGIN}"
+        return f"bucket {bucket!r} is not public, and no credentials were sent; leave out --anon and {_LOGIN}"
     return f"the credentials of {account} were refused (wrong, expired or revoked); {_LOGIN}"
 
 

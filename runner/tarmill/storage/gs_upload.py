@@ -10,8 +10,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -137,14 +137,16 @@ class Session:
 
     def send(self, chunk: bytes) -> None:
         """Send the next chunk, again until the server has it all."""
-        self._begin()
-        self._put_all(chunk, None, {})
+        with _for_who_has_the_bytes():
+            self._begin()
+            self._put_all(chunk, None, {})
 
     def finish(self, rest: bytes, crc: int) -> dict[str, Any]:
         """Send the last chunk (not empty) with the checksum of everything; gives what the server stored."""
-        self._begin()
-        total = self._offset + len(rest)
-        return self._put_all(rest, total, {"X-Goog-Hash": f"crc32c={crc32c_text(crc)}"})
+        with _for_who_has_the_bytes():
+            self._begin()
+            total = self._offset + len(rest)
+            return self._put_all(rest, total, {"X-Goog-Hash": f"crc32c={crc32c_text(crc)}"})
 
     def abort(self) -> None:
         """Tell the server to forget it, as far as it listens; it does so by itself in a week."""
@@ -239,9 +241,19 @@ class Session:
             f"writing {shown}: the server answered something unexpected at byte {self._offset}: {why}; the output has "
             "to be written once more",
             url=shown,
-            retryable=True,
             lost=True,
         )
+
+
+@contextmanager
+def _for_who_has_the_bytes() -> Iterator[None]:
+    """Let an upload that was lost be tried again, but only by who can begin it anew."""
+    try:
+        yield
+    except StorageError as error:
+        if not error.facts.get("lost"):
+            raise
+        raise StorageError(error.message, **{**error.facts, "retryable": True}) from error
 
 
 def _no_bucket(error: NotFoundError, target: Target) -> NotFoundError:

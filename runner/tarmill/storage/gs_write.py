@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tarmill.errors import NotFoundError, OutputExistsError, StorageError
@@ -73,9 +74,7 @@ class GsWriteStream(UploadStream):
         self._settings = settings
         self._exclusive = exclusive
         self._chunk_bytes = chunk_bytes
-        self._target = Target(
-            client, url, settings, exclusive, content_type or "application/octet-stream", self._pause
-        )
+        self._target = Target(client, url, settings, exclusive, content_type or "application/octet-stream", self._pause)
         self._buffer = bytearray()
         self._crc = 0
         self._session: Session | None = None
@@ -93,7 +92,7 @@ class GsWriteStream(UploadStream):
             self._wait_for_chunk()
             if self._session is None:
                 self._session = Session(self._target)
-            self._sending = _Sending(lambda session=self._session: self._send(session, chunk))
+            self._sending = _Sending(partial(self._send, self._session, chunk))
 
     def _send(self, session: Session, chunk: bytes) -> None:
         self._crc = crc32c_of(chunk, self._crc)
@@ -124,9 +123,7 @@ class GsWriteStream(UploadStream):
     def _commit_whole(self, body: bytes) -> Stat:
         retrier = self._target.retrier()
         for is_last in (False,) * (_MAX_DAMAGED - 1) + (True,):
-            stored = self._or_ours(
-                lambda: with_retries(lambda: put_whole(self._target, body, self._crc), retrier)
-            )
+            stored = self._or_ours(lambda: with_retries(lambda: put_whole(self._target, body, self._crc), retrier))
             try:
                 return self._looked_at(stored)
             except StorageError as error:
@@ -155,14 +152,12 @@ class GsWriteStream(UploadStream):
     def _looked_at(self, stored: dict[str, Any]) -> Stat:
         """Compare what the server says of the object with what was sent, as far as `verify_uploads` goes."""
         stat = resource_stat(self.url, stored)
-        sent, shown = self.bytes_written, mask(self.url)
+        sent = self.bytes_written
         way = self._settings.verify_uploads
         if stat.size_bytes is None and way == "none":
             return Stat(self.url, sent, stat.version, stat.mtime_s)
         if stat.size_bytes is None:
-            stat, stored = with_retries(
-                lambda: stat_once(self._client, self.url), Retrier(self._settings, self._pause)
-            )
+            stat, stored = with_retries(lambda: stat_once(self._client, self.url), Retrier(self._settings, self._pause))
         theirs, ours = stored.get("crc32c"), crc32c_text(self._crc)
         if stat.size_bytes != sent or (theirs and theirs != ours):
             self._damaged(
@@ -200,7 +195,7 @@ class GsWriteStream(UploadStream):
         )
 
     def _remove_damaged(self, error: StorageError) -> NoReturn:
-        """Remove exactly what was stored damaged, never what somebody else put there since; no file beats a wrong one."""
+        """Remove just what was stored damaged, not what came there since: no file is better than a wrong one."""
         generation = error.facts.get("generation")
         if not error.facts.get("damaged") or not generation:
             raise error
