@@ -37,6 +37,14 @@ class MotoS3:
         set_name("AWS_DEFAULT_REGION", "us-east-1")
         set_name("AWS_EC2_METADATA_DISABLED", "true")
 
+    def put_many(self, prefix: str, count: int) -> None:
+        """Store small objects without asking for each."""
+        from moto.s3.models import s3_backends
+
+        account = next(name for name in s3_backends if BUCKET in s3_backends[name]["aws"].buckets)
+        for number in range(count):
+            s3_backends[account]["aws"].put_object(BUCKET, f"{prefix}{number:05d}.tar", b"x")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -20,7 +20,7 @@ from tarmill.errors import SpecError, StorageError
 from tarmill.storage.fsspec_call import within
 from tarmill.storage.fsspec_errors import translated
 from tarmill.storage.settings import StorageSettings
-from tarmill.storage.urls import mask, scheme_of
+from tarmill.storage.urls import scheme_of
 
 T = TypeVar("T")
 # These show another file system in another way, or are no storage at all.
@@ -140,7 +140,7 @@ def mount_for(url: str, settings: StorageSettings) -> Mount:
     arguments = {**_from_settings(scheme, kind, settings, options), **_typed(options), **place}
     # what stands in the environment is read once, so a change of it is another place
     environment = tuple(sorted((name, os.environ[name]) for name in os.environ if name.startswith("AWS_")))
-    key = (scheme, repr(sorted(arguments.items())), environment if scheme in _S3 else (), settings.read_timeout_s)
+    key = (kind, repr(sorted(arguments.items())), environment if scheme in _S3 else (), settings.read_timeout_s)
     with _lock:
         mount = _mounts.get(key)
     if mount is None:
@@ -151,8 +151,6 @@ def mount_for(url: str, settings: StorageSettings) -> Mount:
 
 
 def _connect(scheme: str, kind: Any, arguments: dict[str, Any], url: str, settings: StorageSettings) -> Mount:
-    shown = mask(url)
-
     def make() -> Any:
         try:
             return kind(use_listings_cache=False, skip_instance_cache=True, **arguments)
@@ -165,7 +163,7 @@ def _connect(scheme: str, kind: Any, arguments: dict[str, Any], url: str, settin
             ) from error
 
     limit_s = settings.connect_timeout_s + settings.read_timeout_s
-    return Mount(translated(lambda: within(limit_s, make), shown, "connecting to"), settings.read_timeout_s)
+    return Mount(translated(lambda: within(limit_s, make), url, "connecting to"), settings.read_timeout_s)
 
 
 def _from_settings(scheme: str, kind: Any, settings: StorageSettings, options: dict[str, str]) -> dict[str, Any]:

@@ -128,6 +128,8 @@ class FsspecBody(ResumingBody):
         return bytes(piece)
 
     def _of_one_version(self, window: _Window) -> bytes:
+        if self._stop.is_set():  # asked to stop just before `_hang_up` could find this window
+            window.call.leave()
         try:
             data, stat = translated(lambda: window.call.result(window.limit_s), self._url, "reading")
         except NotFoundError:
