@@ -319,11 +319,11 @@ def test_schemes_that_cannot_be_served_come_with_the_cure(url: str, text: str) -
     ("gcsfs", "gs://b/x.tar", "gs:// needs the library gcsfs, which is not installed; pip install 'tarmill[gs]'"),
     ("google_crc32c", "gcs://b/x.tar", "pip install 'tarmill[gs]'"),
     ("fsspec", "sftp://host/x.tar", "pip install 'tarmill[fsspec]'"),
-    ("s3fs", "s3a://b/x.tar", "Install s3fs to access S3"),
+    ("s3fs", "s3://b/x.tar", "Install s3fs to access S3"),
 ])  # fmt: skip
 def test_a_missing_library_is_named_with_its_cure(missing: str, url: str, cure: str) -> None:
     program = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"import sys; sys.modules[{missing!r}] = sys.modules['obstore'] = None\n"
         "from tarmill import storage, errors\n"
         f"try: storage.stat({url!r})\n"
         "except errors.SpecError as error: print(error)"
@@ -372,27 +372,21 @@ def test_versions_are_what_names_the_content_best(info: dict[str, Any], version:
 
 @pytest.fixture
 def s3(moto_s3: motos3.MotoS3, monkeypatch: pytest.MonkeyPatch) -> motos3.MotoS3:
-    moto_s3.use(monkeypatch.setenv)
+    moto_s3.use(monkeypatch)
     return moto_s3
 
 
 @pytest.mark.real
-def test_without_obstore_s3_is_served_by_s3fs(s3: motos3.MotoS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    registry._store_of_scheme.cache_clear()
-    try:
-        assert isinstance(registry.store_for(f"s3://{motos3.BUCKET}/x"), FsspecStore)
-        receipt = storage.write_bytes(f"s3://{motos3.BUCKET}/by-s3fs/x.tar", BODY)
-        assert read_whole(f"s3://{motos3.BUCKET}/by-s3fs/x.tar", receipt.version) == BODY
-        found = [stat.url for stat in storage.list_urls(f"s3://{motos3.BUCKET}/by-s3fs/")]
-        assert found == [f"s3://{motos3.BUCKET}/by-s3fs/x.tar"]
-    finally:
-        registry._store_of_scheme.cache_clear()
+def test_without_obstore_s3_is_served_by_s3fs(s3: motos3.MotoS3) -> None:
+    assert isinstance(registry.store_for(f"s3://{motos3.BUCKET}/x"), FsspecStore)
+    receipt = storage.write_bytes(f"s3://{motos3.BUCKET}/by-s3fs/x.tar", BODY)
+    assert receipt.version.startswith("etag:")
+    assert read_whole(f"s3://{motos3.BUCKET}/by-s3fs/x.tar", receipt.version) == BODY
 
 
 @pytest.mark.real
 def test_a_failed_body_leaves_no_object_and_no_upload(s3: motos3.MotoS3) -> None:
-    url = f"s3a://{motos3.BUCKET}/failed.tar"
+    url = f"s3://{motos3.BUCKET}/failed.tar"
     with pytest.raises(ValueError), storage.open_write(url) as out:  # noqa: PT012 - the block is the case
         for _ in range(20):
             out.write(bytes(1 << 20))
@@ -407,7 +401,7 @@ def test_a_failed_body_leaves_no_object_and_no_upload(s3: motos3.MotoS3) -> None
 
 @pytest.mark.real
 def test_s3fs_reads_through_faults(s3: motos3.MotoS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = f"s3a://{motos3.BUCKET}/faults.tar"
+    url = f"s3://{motos3.BUCKET}/faults.tar"
     storage.write_bytes(url, BODY)
     settings(read_ahead_bytes=2 << 20)
     with FaultProxy(s3.port, [Cut(1000), Reset(500_000), Answer(503), Cut(0)]) as proxy:
@@ -419,9 +413,9 @@ def test_s3fs_reads_through_faults(s3: motos3.MotoS3, monkeypatch: pytest.Monkey
 @pytest.mark.real
 def test_s3fs_lists_past_a_thousand_keys(s3: motos3.MotoS3) -> None:
     s3.put_many("many/", 1105)
-    found = [stat.url for stat in storage.list_urls(f"s3a://{motos3.BUCKET}/many/")]
-    assert found == [f"s3a://{motos3.BUCKET}/many/{number:05d}.tar" for number in range(1105)]
-    part = [stat.url for stat in storage.list_urls(f"s3a://{motos3.BUCKET}/many/000")]
+    found = [stat.url for stat in storage.list_urls(f"s3://{motos3.BUCKET}/many/")]
+    assert found == [f"s3://{motos3.BUCKET}/many/{number:05d}.tar" for number in range(1105)]
+    part = [stat.url for stat in storage.list_urls(f"s3://{motos3.BUCKET}/many/000")]
     assert part == found[:100]
 
 
@@ -429,16 +423,16 @@ def test_s3fs_lists_past_a_thousand_keys(s3: motos3.MotoS3) -> None:
 def test_a_missing_bucket_and_missing_credentials_are_told(
     s3: motos3.MotoS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    with pytest.raises(NotFoundError, match="s3a://no-such-bucket/x"):
-        storage.write_bytes("s3a://no-such-bucket/x.tar", b"x")
+    with pytest.raises(NotFoundError, match="s3://no-such-bucket/x"):
+        storage.write_bytes("s3://no-such-bucket/x.tar", b"x")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    with pytest.raises(AccessError, match="no credentials were found for s3a://"):
-        storage.write_bytes(f"s3a://{motos3.BUCKET}/x.tar", b"x")
+    with pytest.raises(AccessError, match="no credentials were found for s3://"):
+        storage.write_bytes(f"s3://{motos3.BUCKET}/x.tar", b"x")
     settings(anonymous=True)
-    assert storage.write_bytes(f"s3a://{motos3.BUCKET}/x.tar", b"x").size_bytes == 1
+    assert storage.write_bytes(f"s3://{motos3.BUCKET}/x.tar", b"x").size_bytes == 1
 
 
 def _child(url: str, answers: multiprocessing.Queue[object]) -> None:
@@ -450,7 +444,7 @@ def _child(url: str, answers: multiprocessing.Queue[object]) -> None:
 
 @pytest.mark.real
 def test_a_forked_child_has_file_systems_of_its_own(s3: motos3.MotoS3) -> None:
-    url = f"s3a://{motos3.BUCKET}/forked.tar"
+    url = f"s3://{motos3.BUCKET}/forked.tar"
     storage.write_bytes(url, BODY)
     context = multiprocessing.get_context("fork")
     answers = context.Queue()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import tls, webserver
 from support.bodies import body_of, read_whole
 from support.gcscloud import ACCOUNT, TOKEN, GcsCloud, Saying
 
@@ -326,6 +327,36 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(StorageError, match=r"no-such-host\.invalid cannot be reached") as caught:
         storage.read_bytes("gs://b/x")
     assert "gave up" not in str(caught.value)
+
+
+def test_over_tls_the_authority_must_be_known(tmp_path: Path) -> None:
+    authority = tls.make_authority(tmp_path)
+    with GcsCloud(authority.server) as cloud:
+        cloud.put("public", "x.tar", b"body")
+        settings(anonymous=True, store_options={"gs.endpoint_url": cloud.base})
+        assert "--ca-file" in refused(StorageError, "gs://public/x.tar")
+        settings(ca_file=str(authority.ca_file))
+        assert storage.read_bytes("gs://public/x.tar") == b"body"
+        settings(ca_file=str(tmp_path / "none.pem"))
+        with pytest.raises(SpecError, match=r"none\.pem' cannot be used"):
+            storage.stat("gs://public/x.tar")
+
+
+def test_proxies_of_the_environment_are_used(cloud: GcsCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings(anonymous=True)
+    cloud.put("public", "x.tar", b"body")
+    with webserver.WebServer() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://me:pa55@127.0.0.1:{proxy.port}")
+        assert storage.read_bytes("gs://public/x.tar") == b"body"
+        assert [asked.path.partition("?")[0] for asked in proxy.asked if "/b/" in asked.path] == [
+            f"{cloud.base}/storage/v1/b/public/o/x.tar"
+        ]
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        assert storage.read_bytes("gs://public/x.tar") == b"body"
+        assert len([asked for asked in proxy.asked if "/b/" in asked.path]) == 1
+    monkeypatch.delenv("NO_PROXY")
+    settings(retry_budget_s=0.02)
+    assert "pa55" not in refused(StorageError, "gs://public/x.tar")
 
 
 @pytest.mark.parametrize("url", ["gs://", "gs://bucket", "gs://bucket/", "gs:///x.tar"])

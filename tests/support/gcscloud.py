@@ -15,6 +15,7 @@ import base64
 import itertools
 import json
 import re
+import ssl
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import google_crc32c
 import pytest
+
+from support.nginx import Certificate
 
 ACCOUNT = "tests@project.iam.gserviceaccount.com"
 TOKEN = "ya29.secret-token-of-the-tests"
@@ -93,7 +96,7 @@ def _private_key() -> str:
 class GcsCloud:
     """Objects in memory behind a free loopback port."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Certificate | None = None) -> None:
         self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.sessions: dict[str, Session] = {}
         self.asked: list[Asked] = []
@@ -106,7 +109,11 @@ class GcsCloud:
         self._lock = threading.RLock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.cloud = self
-        self.base = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate.certificate_file, certificate.key_file)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.base = f"http{'s' if certificate else ''}://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -283,6 +290,9 @@ class GcsCloud:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     cloud: GcsCloud
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # who does not trust our certificate hangs up
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,12 +1,17 @@
-"""moto's S3 server, for what needs no signatures: in this process, on a free loopback port."""
+"""moto's S3 server, for s3fs: in this process, on a free loopback port; it checks no signatures."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import urllib.request
-from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import pytest
+
+from tarmill.storage import registry
 
 BUCKET = "shards"
 
@@ -29,13 +34,16 @@ class MotoS3:
             pass
         return self
 
-    def use(self, set_name: Callable[[str, str], object]) -> None:
-        """Set the environment that makes clients use it."""
-        set_name("AWS_ENDPOINT_URL_S3", self.base)
-        set_name("AWS_ACCESS_KEY_ID", "tests")
-        set_name("AWS_SECRET_ACCESS_KEY", "tests")
-        set_name("AWS_DEFAULT_REGION", "us-east-1")
-        set_name("AWS_EC2_METADATA_DISABLED", "true")
+    def use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let s3:// lead here, by s3fs: in this process and in those that it starts there is no obstore."""
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", self.base)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "without_obstore"))
+        monkeypatch.setitem(sys.modules, "obstore", None)
+        registry._store_of_scheme.cache_clear()
 
     def put_many(self, prefix: str, count: int) -> None:
         """Store small objects without asking for each."""

@@ -178,7 +178,7 @@ class GsClient:
         self._fs = fs
         self._silence_s = settings.read_timeout_s
         self._wants_project = settings.requester_pays
-        self.endpoint = str(fs._location)
+        self.endpoint = str(fs._location).rstrip("/")
         self.is_emulator = "endpoint_url" in options or bool(os.environ.get(_EMULATOR))
         self.block_size = options.get("block_size")
 
@@ -203,6 +203,7 @@ class GsClient:
         body: Sequence[bytes] = (),
         accept: frozenset[int] = _OK,
         silence_s: float | None = None,
+        stop: threading.Event | None = None,
     ) -> tuple[int, Mapping[str, str], dict[str, Any]]:
         """Send one request and give the answer whole: status, headers, JSON (empty where it is none).
 
@@ -212,6 +213,7 @@ class GsClient:
             body: pieces to send.
             accept: statuses that are no failure.
             silence_s: longest silence, `read_timeout_s` by default.
+            stop: ends the sending of a body, as a connection that broke.
 
         Raises:
             NotFoundError (404), AccessError (401, 403), ChangedError (412), StorageError.
@@ -228,6 +230,8 @@ class GsClient:
                 for block in body:
                     view = memoryview(block)
                     for start in range(0, len(view), _PIECE_BYTES):
+                        if stop is not None and stop.is_set():
+                            raise ConnectionAbortedError("told to stop")
                         beat.moved()
                         yield view[start : start + _PIECE_BYTES]  # type: ignore[misc]
                 beat.moved()

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -52,6 +53,7 @@ class Target:
         exclusive: only if it does not exist.
         content_type: is kept with it.
         pause: sleeps between tries; may raise to end the upload.
+        stop: when it is set, `pause` raises.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Target:
         exclusive: bool,
         content_type: str,
         pause: Callable[[float], object],
+        stop: threading.Event,
     ) -> None:
         self.client = client
+        self.stop = stop
         self.url = url
         self.content_type = content_type
         self.bucket, self.name = split_url(url)
@@ -119,6 +123,7 @@ def put_whole(target: Target, body: bytes, crc: int) -> dict[str, Any]:
             headers={"Content-Type": f'multipart/related; boundary="{boundary}"'},
             body=(head, body, f"\r\n--{boundary}--\r\n".encode()),
             accept=_STORED,
+            stop=target.stop,
         )
     except NotFoundError as error:
         raise _no_bucket(error, target) from error
@@ -216,6 +221,7 @@ class Session:
                 headers={"Content-Range": f"bytes {start}-{start + len(chunk) - 1}/{whole}", **headers},
                 body=(chunk,),
                 accept=_TAKEN,
+                stop=self._target.stop,
             )
         except ChangedError:
             raise self._target.exists() from None

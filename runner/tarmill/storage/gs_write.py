@@ -74,7 +74,9 @@ class GsWriteStream(UploadStream):
         self._settings = settings
         self._exclusive = exclusive
         self._chunk_bytes = chunk_bytes
-        self._target = Target(client, url, settings, exclusive, content_type or "application/octet-stream", self._pause)
+        self._target = Target(
+            client, url, settings, exclusive, content_type or "application/octet-stream", self._pause, self._stop
+        )
         self._buffer = bytearray()
         self._crc = 0
         self._session: Session | None = None

@@ -26,8 +26,8 @@ _STORES = {
     "gcs": ("tarmill.storage.gs", "GsStore"),
 }
 # Without its library the fsspec file system of a scheme serves it, if that is installed.
-_LIBRARIES = {"s3": "obstore"}
-_EXTRAS = {"gs": "gs", "gcs": "gs", "s3": "s3"}
+_LIBRARIES = {"s3": "obstore", "s3a": "obstore"}
+_EXTRAS = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3"}
 
 
 @cache
