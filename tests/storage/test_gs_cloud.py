@@ -355,6 +355,7 @@ def test_proxies_of_the_environment_are_used(cloud: GcsCloud, monkeypatch: pytes
         assert storage.read_bytes("gs://public/x.tar") == b"body"
         assert len([asked for asked in proxy.asked if "/b/" in asked.path]) == 1
     monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("HTTP_PROXY", "http://me:pa55@127.0.0.1:9")
     settings(retry_budget_s=0.02)
     assert "pa55" not in refused(StorageError, "gs://public/x.tar")
 
