@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from tarmill.errors import NotFoundError, SpecError
 from tarmill.storage.base import Capabilities, Stat
-from tarmill.storage.gs_client import client_for
+from tarmill.storage.gs_connect import client_for
 from tarmill.storage.gs_names import bucket_path, object_path, resource_stat, split_url
 from tarmill.storage.gs_read import GsBody, stat_once
 from tarmill.storage.gs_write import CHUNK_BYTES, CHUNK_UNIT_BYTES, GsWriteStream
