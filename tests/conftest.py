@@ -12,13 +12,15 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 import hypothesis
 import pytest
-from support import nginx
+from support import fakegcs, nginx
 
 SEED = "TARMILL_TEST_SEED"
 SHARE = 10  # one row of ten
+LIBRARIES = ("fsspec", "gcsfs", "s3fs", "obstore", "botocore")
 EXAMPLES = {"none": 30, "sample": 100, "all": 500}
 
 
@@ -41,8 +43,18 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile(config.getoption("--long"))
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"long tests: {config.getoption('--long')}; {SEED}={os.environ[SEED]} repeats the sample"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [
+        f"long tests: {config.getoption('--long')}; {SEED}={os.environ[SEED]} repeats the sample",
+        "stores: " + ", ".join(f"{name} {version_of(name)}" for name in LIBRARIES),
+    ]
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,4 +90,11 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
     if not nginx.available():
         pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
     with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[fakegcs.FakeGcs]:
+    """A server that speaks Google Cloud Storage; each test has a folder of its own in its bucket."""
+    with fakegcs.FakeGcs() as server:
         yield server

@@ -301,8 +301,8 @@ def everything_in(place: Place) -> list[str]:
 
 
 def _names(place: Place) -> Iterator[str]:
-    if place.scheme != "file":
+    if not place.disk:
         yield from (stat.url for stat in storage.list_urls(place.folder))
         return
-    for _, _, files in os.walk(place.folder):
+    for _, _, files in os.walk(place.disk):
         yield from files

@@ -15,6 +15,8 @@ class Place:
     scheme: str
     url: Callable[[str], str]
     folder: str
+    disk: str = ""
+    """Where its files lie, if that is a folder of this machine."""
 
     @property
     def can(self) -> storage.Capabilities:

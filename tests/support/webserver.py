@@ -117,7 +117,8 @@ def _forward(asked: Asked) -> Reply:
     url = urlsplit(asked.path)
     connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=10)
     headers = {name: value for name, value in asked.headers.items() if not name.lower().startswith("proxy-")}
-    connection.request(asked.method, url.path, asked.body or None, headers)
+    path = f"{url.path}?{url.query}" if url.query else url.path
+    connection.request(asked.method, path, asked.body or None, headers)
     answer = connection.getresponse()
     body = answer.read()
     connection.close()

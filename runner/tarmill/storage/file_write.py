@@ -34,7 +34,7 @@ class FileWriteStream(WriteStream):
         self._folder, name = os.path.split(self._path)
         self._folder = self._folder or "."
         self._fd = -1
-        self._temp = os.path.join(self._folder, _temp_name(name, owner))
+        self._temp = os.path.join(self._folder, temp_name(name, owner))
         try:
             self._open(url, name)
         except OSError as error:
@@ -129,7 +129,8 @@ class FileWriteStream(WriteStream):
             os.unlink(self._temp)
 
 
-def _temp_name(name: str, owner: str) -> str:
+def temp_name(name: str, owner: str) -> str:
+    """Make the name of an unfinished output, which says whose it is."""
     owner = owner or DEFAULT_OWNER
     if not re.fullmatch(_OWNER, owner) or len(owner) > 100:
         raise SpecError(

@@ -117,7 +117,7 @@ def _send(
 
 
 def _manager(target: Target, settings: StorageSettings) -> urllib3.PoolManager:
-    proxy = _proxy_for(target)
+    proxy = proxy_for(target)
     key = (settings.ca_file, os.environ.get("SSL_CERT_FILE"), proxy)
     with _lock:
         manager = _managers.get(key)
@@ -155,8 +155,8 @@ def _new_manager(settings: StorageSettings, proxy: str | None) -> urllib3.PoolMa
     )
 
 
-def _proxy_for(target: Target) -> str | None:
-    """Read HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case, as other tools do."""
+def proxy_for(target: Target) -> str | None:
+    """Give the proxy to a target by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case."""
     proxies = getproxies_environment()
     proxy = proxies.get(target.scheme) or proxies.get("all")
     if not proxy or proxy_bypass_environment(f"{target.host}:{target.port}", proxies):

@@ -22,14 +22,40 @@ _STORES = {
     "mem": ("tarmill.storage.mem", "MemStore"),
     "http": ("tarmill.storage.http", "HttpStore"),
     "https": ("tarmill.storage.http", "HttpStore"),
+    "gs": ("tarmill.storage.gs", "GsStore"),
+    "gcs": ("tarmill.storage.gs", "GsStore"),
 }
+# Without its library the fsspec file system of a scheme serves it, if that is installed.
+_LIBRARIES = {"s3": "obstore", "s3a": "obstore"}
+_EXTRAS = {"gs": "gs", "gcs": "gs", "s3": "s3", "s3a": "s3"}
 
 
 @cache
-def _store_of_scheme(scheme: str) -> Store:
-    module, name = _STORES[scheme]
-    store: Store = getattr(import_module(module), name)()
-    return store
+def _store_of_scheme(scheme: str) -> Store | None:
+    """Make the store of a scheme; None where nothing knows it."""
+    from importlib.util import find_spec
+
+    if scheme in _STORES and (scheme not in _LIBRARIES or find_spec(_LIBRARIES[scheme])):
+        module, name = _STORES[scheme]
+        try:
+            store: Store = getattr(import_module(module), name)()
+        except ModuleNotFoundError as error:
+            if scheme not in _EXTRAS or (error.name or "").startswith("tarmill"):
+                raise
+            raise SpecError(
+                f"{scheme}:// needs the library {error.name}, which is not installed; "
+                f"pip install 'tarmill[{_EXTRAS[scheme]}]'",
+                field="url",
+                value=f"{scheme}://",
+            ) from error
+        return store
+    try:
+        from tarmill.storage.fsspec_store import FsspecStore
+    except ModuleNotFoundError as error:
+        if error.name != "fsspec":
+            raise
+        return None
+    return FsspecStore.for_scheme(scheme)
 
 
 def store_for(url: str) -> Store:
@@ -39,8 +65,8 @@ def store_for(url: str) -> Store:
         SpecError: `pipe:` URLs, and schemes that no store knows.
     """
     scheme = scheme_of(url)
-    if scheme in _STORES:
-        return _store_of_scheme(scheme)
+    if scheme != "pipe" and (store := _store_of_scheme(scheme)):
+        return store
     shown = mask(url)
     if scheme == "pipe":
         raise SpecError(
@@ -52,7 +78,8 @@ def store_for(url: str) -> Store:
         )
     raise SpecError(
         f"{shown!r}: unknown scheme {scheme!r}; known are plain paths, `-`, "
-        + ", ".join(f"{name}://" for name in sorted(_STORES) if name != "-"),
+        + ", ".join(f"{name}://" for name in sorted(_STORES) if name != "-")
+        + ", and what an installed fsspec file system serves (pip install 'tarmill[fsspec]')",
         field="url",
         value=shown,
     )

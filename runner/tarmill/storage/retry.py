@@ -85,7 +85,7 @@ class Retrier:
 
     def _gave_up(self, error: StorageError, spent: float, asked: float) -> StorageError:
         why = f"gave up after {self.tries} tries in {spent:.0f} s"
-        if asked > self._settings.retry_budget_s - spent:
+        if asked and asked > self._settings.retry_budget_s - spent:
             why += f", since the server asks to wait {asked:.0f} s more"
         return type(error)(
             f"{error.message}; {why} (retry budget {self._settings.retry_budget_s:g} s)",

@@ -58,6 +58,13 @@ class Spool:
             offset += len(piece)
             yield piece
 
+    @property
+    def path(self) -> str:
+        """A path to read the file by, for libraries that want one, where nothing is kept in memory and it has bytes."""
+        assert self._file is not None
+        assert not self._pieces
+        return f"/proc/self/fd/{self._file.fileno()}"
+
     def close(self) -> None:
         """Forget everything."""
         self._pieces.clear()
