@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 
 import hypothesis
 import pytest
-from support import nginx
+from support import kube_clusters, nginx
+from support.kube import Kube
 
 SEED = "TARMILL_TEST_SEED"
 SHARE = 10  # one row of ten
@@ -79,3 +80,15 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Nginx]:
         pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
     with nginx.Nginx(tmp_path_factory.mktemp("nginx")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[Kube]:
+    """A real Kubernetes cluster, booted for the tests that ask for it: they are of the xdist group `kube`.
+
+    `make test` sees to it that there can be one, so that only pytest by hand may have to do without.
+    """
+    if lacking := kube_clusters.lacking():
+        pytest.skip(lacking)
+    with kube_clusters.booted() as cluster:
+        yield Kube(cluster)
