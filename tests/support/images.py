@@ -11,6 +11,7 @@ engine answers, it builds, on the Dockerfiles' own base.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
@@ -38,8 +39,8 @@ NOT_NEEDED = (
     "usr/share/locale",
     "usr/share/info",
 )
-# Of this machine, for pip during a build: how it reaches its index, and whom it trusts.
-SETTINGS_OF_PIP = (Path("/etc/ssl/certs"), Path("/etc/pip.conf"))
+# How this machine's pip reaches its index and whom it trusts; lent to a build, and no part of the image.
+SETTINGS_OF_PIP = ("index-url", "extra-index-url", "trusted-host", "proxy", "cert", "timeout", "default-timeout")
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,27 @@ def _options(image: Image) -> list[str]:
 
 
 def _build_by_buildah(image: Image, archive: Path) -> None:
-    volumes = [f"--volume={path}:{path}:ro" for path in SETTINGS_OF_PIP if path.exists()]
     base = f"--build-arg=BASE_IMAGE={_base()}"
-    _buildah("bud", "--quiet", "--layers", base, *volumes, *_options(image), ".")
+    _buildah("bud", "--quiet", "--layers", base, *_lent_to_pip(), *_options(image), ".")
     # Not as an OCI archive, whose layers would be compressed: that takes longer than the build.
     _buildah("push", "--quiet", image.reference, f"docker-archive:{archive}:{image.reference}")
+
+
+def _lent_to_pip() -> list[str]:
+    listed = _run(sys.executable, "-m", "pip", "config", "list").decode().splitlines()
+    listed.sort(key=lambda line: line.startswith(":env:"))  # what the environment says counts more than files
+    settings = {key.rpartition(".")[2]: ast.literal_eval(value) for key, _, value in (x.partition("=") for x in listed)}
+    kept = {name: value for name, value in settings.items() if name in SETTINGS_OF_PIP}
+    lines = [f"{name} = {value}".replace("\n", "\n    ") for name, value in kept.items()]
+    file = CACHE / "pip.conf"
+    file.touch(mode=0o600)
+    file.write_text("\n".join(["[global]", *lines, ""]))
+    authorities = Path("/etc/ssl/certs")
+    volumes = [f"--volume={file}:/etc/pip.conf:ro", f"--volume={authorities}:{authorities}:ro"]
+    certificate = Path(kept.get("cert", authorities))
+    if not certificate.is_relative_to(authorities):
+        volumes.append(f"--volume={certificate}:{certificate}:ro")
+    return volumes
 
 
 def _base() -> str:
@@ -124,7 +141,7 @@ def _base() -> str:
     began_s = time.monotonic()
     root = CACHE / "base"
     shutil.rmtree(root, ignore_errors=True)
-    _run("debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", SUITE, str(root))
+    _run("debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", SUITE, str(root), *_mirror())
     for folder in NOT_NEEDED:
         shutil.rmtree(root / folder)
         (root / folder).mkdir()
@@ -134,6 +151,15 @@ def _base() -> str:
     shutil.rmtree(root)
     _say(f"{reference} in {time.monotonic() - began_s:.0f} s")
     return reference
+
+
+def _mirror() -> list[str]:
+    """Where this machine's apt finds Debian; debootstrap's own default when it is no Debian."""
+    if shutil.which("apt-get") is None:
+        return []
+    lines = _run("apt-get", "indextargets", "--format", "$(REPO_URI) $(ORIGIN) $(COMPONENT) $(CODENAME)").decode()
+    rows = (line.split(" ") for line in lines.splitlines())
+    return [row[0] for row in rows if row[1:3] == ["Debian", "main"] and "-" not in row[3]][:1]
 
 
 def _drop_old(name: str, kept: int = 2) -> None:

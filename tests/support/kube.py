@@ -191,8 +191,7 @@ class Kube:
 
     # Outages
 
-    @property
-    def node(self) -> NodeCluster:
+    def local_node(self) -> NodeCluster:
         """The local node; a test that takes its parts away is skipped on any other cluster."""
         if not isinstance(self.cluster, NodeCluster):
             pytest.skip("only the local node's parts can be stopped")
@@ -200,14 +199,14 @@ class Kube:
 
     def stop(self, part: str) -> None:
         """Stop apiserver, etcd, kubelet, ... in order; see tests/e2e/node."""
-        self.node.command("stop", part)
+        self.local_node().command("stop", part)
 
     def kill(self, part: str) -> None:
         """End a part by SIGKILL."""
-        self.node.command("kill", part)
+        self.local_node().command("kill", part)
 
     def start(self, part: str) -> None:
-        self.node.command("start", part)
+        self.local_node().command("start", part)
 
     @contextmanager
     def without(self, part: str) -> Iterator[None]:

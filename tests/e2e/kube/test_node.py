@@ -142,6 +142,7 @@ def test_a_wait_outlasts_the_absence_of_the_api_server(kube: Kube) -> None:
     def settings(value: str) -> dict[str, Any]:
         return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": value}}
 
+    kube.local_node()
     asked = threading.Event()
 
     def is_new(found: Any) -> bool:

@@ -18,7 +18,8 @@ init() {
   while :; do sleep 1000 & wait $! || true; done
 }
 
-# What kubelet and the CNI library have hard-coded: inside the node each is a folder of RUN.
+# What kubelet and the CNI library have hard-coded: inside the node each is a folder of RUN. Outside they stay behind, empty:
+# removing a folder of which another node has made a mount point would unmount it there.
 fixed_places() { printf '%s\n' /var/lib/kubelet /var/lib/cni /var/log/pods /var/log/containers; }
 
 namespaces() {
@@ -151,7 +152,7 @@ failed() { # a boot that fails leaves its logs, and nothing else
 }
 
 down() {
-  local pid folder place
+  local pid folder
   [ -d "$RUN" ] || return 0   # made first and removed last: without it nothing here is ours
   if pid=$(init_pid); then
     kill -9 "$pid"
@@ -165,7 +166,6 @@ down() {
     done
     [ ! -d "$folder" ] || say "cannot remove $folder"
   done < <(cgroups)
-  while read -r place; do rmdir "$place" 2>/dev/null || true; done < <(fixed_places)
   if [ -L "$RUN/images" ]; then rm -rf "$(images)"; fi
   rm -rf "$RUN"
 }
