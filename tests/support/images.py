@@ -61,11 +61,6 @@ def docker_answers() -> bool:
     return subprocess.run(asked, capture_output=True, stdin=subprocess.DEVNULL, timeout=30).returncode == 0
 
 
-def can_build() -> bool:
-    """Whether this machine has what it takes; `.ci/need-kube` installs it."""
-    return docker_answers() or (os.geteuid() == 0 and all(map(shutil.which, ("buildah", "debootstrap"))))
-
-
 def build(names: Iterable[str] = NAMES) -> list[Image]:
     """Build what the cache lacks, and say where each image lies."""
     with _locked():
@@ -111,6 +106,8 @@ def _options(image: Image) -> list[str]:
 
 
 def _build_by_buildah(image: Image, archive: Path) -> None:
+    if os.geteuid() != 0 or not all(map(shutil.which, ("buildah", "debootstrap"))):
+        raise RuntimeError("images need a Docker engine, or root with buildah and debootstrap: make kube-images")
     base = f"--build-arg=BASE_IMAGE={_base()}"
     _buildah("bud", "--quiet", "--layers", base, *_lent_to_pip(), *_options(image), ".")
     # Not as an OCI archive, whose layers would be compressed: that takes longer than the build.

@@ -49,7 +49,9 @@ class Kube:
     def kubectl(self, *arguments: str, input: str = "", timeout_s: float = 60) -> str:
         """What kubectl prints; a KubectlError with its complaint when it fails."""
         command = self._command(arguments)
-        done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(
+            command, input=input, capture_output=True, text=True, timeout=timeout_s, env=self._environment()
+        )
         if done.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
@@ -89,13 +91,12 @@ class Kube:
         """What helm prints; the node's build has one, other clusters need it on the PATH."""
         command = shutil.which("helm", path=f"{NODE_CACHE / 'bin'}:{os.environ['PATH']}")
         assert command, "there is no helm: 'make kube-node' builds one"
-        return run(command, *self._where(), *arguments, timeout_s=timeout_s)
+        return run(command, *self._where(), *arguments, environment=self.cluster.environment, timeout_s=timeout_s)
 
     @contextmanager
     def port_forward(self, target: str, port: int) -> Iterator[str]:
         """host:port on this machine that leads to a pod's or Service's port, past every NetworkPolicy."""
-        command = self._command(["port-forward", target, f":{port}"])
-        with _process(command) as process:
+        with self._process("port-forward", target, f":{port}") as process:
             assert process.stdout is not None
             line = process.stdout.readline().decode()
             found = re.search(r"127\.0\.0\.1:\d+", line)
@@ -149,7 +150,7 @@ class Kube:
     def _watch(self, kind: str, name: str, timeout_s: float) -> Iterator[Object]:
         """The object now and after each change, until the server ends the watch or time is up."""
         flags = ["--watch", "--output-watch-events", "-o", "json", "--field-selector", f"metadata.name={name}"]
-        with _process(self._command(["get", kind, *flags])) as process:
+        with self._process("get", kind, *flags) as process:
             assert process.stdout is not None
             for event in _documents(process.stdout, timeout_s):
                 yield {} if event["type"] == "DELETED" else event["object"]
@@ -221,20 +222,27 @@ class Kube:
     def _command(self, arguments: Sequence[str]) -> list[str]:
         return [self.cluster.kubectl, *self._where(), *arguments]
 
+    def _environment(self) -> Mapping[str, str]:
+        return {**os.environ, **self.cluster.environment}
+
+    @contextmanager
+    def _process(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """kubectl for as long as the context lasts."""
+        with subprocess.Popen(
+            self._command(arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment(),
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def _where(self) -> list[str]:
         within = ["--namespace", self.space] if self.space else []
         return ["--kubeconfig", str(self.cluster.kubeconfig), *within]
-
-
-@contextmanager
-def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def _documents(stream: IO[bytes], timeout_s: float) -> Iterator[Any]:

@@ -29,6 +29,7 @@ class Cluster(Protocol):
 
     kubeconfig: Path
     kubectl: str
+    environment: Mapping[str, str]  # of kubectl and helm
 
     def load(self, image: images.Image) -> None:
         """Bring an image to where the cluster finds it."""
@@ -40,6 +41,7 @@ class CurrentCluster:
     def __init__(self) -> None:
         self.kubeconfig = Path(os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
         self.kubectl = "kubectl"
+        self.environment: Mapping[str, str] = {}
 
     def load(self, image: images.Image) -> None:
         """Nothing: they were pushed or loaded by hand."""
@@ -52,6 +54,7 @@ class KindCluster:
         self.name = name
         self.kubeconfig = kubeconfig
         self.kubectl = "kubectl"
+        self.environment: Mapping[str, str] = {"KUBECACHEDIR": str(kubeconfig.parent / "kubectl")}
 
     def load(self, image: images.Image) -> None:
         run("kind", "load", "image-archive", str(image.archive), "--name", self.name)
@@ -61,7 +64,9 @@ class NodeCluster:
     """The node of tests/e2e/node; the only one whose parts can be stopped."""
 
     def __init__(self, number: int) -> None:
-        self.environment = {"NODE_ID": str(number)}
+        # Which kinds there are kubectl remembers by the server's address: of this boot, not of one before.
+        cache = NODE_CACHE / f"run-{number}" / "kubectl"
+        self.environment: Mapping[str, str] = {"NODE_ID": str(number), "KUBECACHEDIR": str(cache)}
         self.kubectl = str(NODE_CACHE / "bin" / "kubectl")
 
     def boot(self) -> None:
