@@ -22,7 +22,7 @@ help:
 	@echo 'make quick        the tests that need no server and no Dask; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
 	@echo 'make lint         ruff, mypy, the import contracts'
-	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 6 minutes'
+	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
 	@echo 'make kube-images  the container images of runner and operator, for the tests'
 	@echo 'make lock         their lock files from pyproject.toml; LOCK=--upgrade for the newest releases'
 	@echo 'make docs         write the generated parts of docs/ again'

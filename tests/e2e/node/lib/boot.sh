@@ -54,7 +54,7 @@ make_cgroups() {
   while read -r folder; do mkdir -p "$folder"; done < <(cgroups)
 }
 
-# Images are unpacked, and etcd writes, in memory when it has room: that halves the time of a boot. Volumes of pods stay on
+# Images are unpacked, and etcd writes, in memory when it has room, to boot faster. Volumes of pods stay on
 # the disk: on a tmpfs every byte that a pod writes into an emptyDir counts as its memory, up to the OOM kill.
 place_of_images() {
   local free=0 available
