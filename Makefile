@@ -22,6 +22,9 @@ help:
 	@echo 'make quick        the tests that need no server and no Dask; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
 	@echo 'make lint         ruff, mypy, the import contracts'
+	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
+	@echo 'make kube-images  the container images of runner and operator, for the tests'
+	@echo 'make lock         their lock files from pyproject.toml; LOCK=--upgrade for the newest releases'
 	@echo 'make docs         write the generated parts of docs/ again'
 	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
@@ -47,9 +50,19 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 	@$(PIP) --editable '.[test]'
 	@touch $@ $(VENV)/.demo
 
-.PHONY: nginx
+.PHONY: nginx kube-node kube-images lock
 nginx:
 	@.ci/need-nginx
+
+kube-node:
+	@.ci/need-kube
+
+kube-images: $(VENV)/.made kube-node
+	@$(BIN)/python tests/support/images.py
+
+lock: $(VENV)/.made
+	@$(PIP) 'uv>=0.9'
+	.ci/lock $(BIN)/uv $(LOCK)
 
 # -- to see it work ---------------------------------------------------------------------------------------------------
 

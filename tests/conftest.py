@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import hypothesis
 import pytest
-from support import fakegcs, nginx
+from support import fakegcs, kube_clusters, nginx
+from support.kube import Kube
 
 SEED = "TARMILL_TEST_SEED"
 SHARE = 10  # one row of ten
@@ -98,3 +99,15 @@ def gcs() -> Iterator[fakegcs.FakeGcs]:
     """A server that speaks Google Cloud Storage; each test has a folder of its own in its bucket."""
     with fakegcs.FakeGcs() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kube() -> Iterator[Kube]:
+    """A real Kubernetes cluster, booted for the tests that ask for it: they are of the xdist group `kube`.
+
+    `make test` sees to it that there can be one, so that only pytest by hand may have to do without.
+    """
+    if lacking := kube_clusters.lacking():
+        pytest.skip(lacking)
+    with kube_clusters.booted() as cluster:
+        yield Kube(cluster)
