@@ -1,0 +1,25 @@
+"""Kubernetes' times as text and back, and durations for people (pure)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def to_text(seconds: float) -> str:
+    """Write seconds since 1970 as Kubernetes does: UTC, whole seconds."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def to_seconds(text: str | None) -> float | None:
+    """Read such a time; None for none."""
+    return datetime.fromisoformat(text).timestamp() if text else None
+
+
+def for_people(seconds: float) -> str:
+    """Write a duration as kubectl does: `45s`, `3m20s`, `2h5m`, `3d4h`."""
+    whole = max(0, round(seconds))
+    for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size}{unit}" + (f"{rest}{small}" if rest else "")
+    return f"{whole}s"
