@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tarmill_operator.causes import cause_of_end, last_words, obstacle, pods_of, worker_failure
-from tarmill_operator.children import Children
+from tarmill_operator.children import Children, needs_apply
 from tarmill_operator.cluster_spec import RunPolicy
 from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.model import Cause, Observed, Resource
@@ -56,8 +56,10 @@ class Attempt:
         self._pod = pods[-1] if pods else None
 
     def wanted(self) -> list[Resource]:
-        """Give the objects that are to be there, in order."""
-        return [*self._children.before_attempt(), *self._children.attempt(self._number)]
+        """Give the objects that are missing or not as they are to be, in order."""
+        wanted = [*self._children.before_attempt(), *self._children.attempt(self._number)]
+        there = self._observed.child
+        return [one for one in wanted if needs_apply(one, there(one["kind"], one["metadata"]["name"]))]
 
     def missing_certificates(self) -> str:
         """Name the Secret that is still to be made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from tarmill_operator.model import Ref, Resource, Settings
 from tarmill_operator.names import (
     ATTEMPT_LABEL,
     DASK_PORT,
+    HASH_ANNOTATION,
     ROLE_LABEL,
     RUN_LABEL,
     RUNNER,
@@ -105,7 +107,9 @@ class Children:
             "labels": {**self._labels, **labels},
             "ownerReferences": [owner_reference(self._resource)],
         }
-        return {"apiVersion": api, "kind": kind, "metadata": metadata, **body}
+        made = {"apiVersion": api, "kind": kind, "metadata": metadata, **body}
+        metadata["annotations"] = {HASH_ANNOTATION: _hash_of(made)}
+        return made
 
     def _config_map(self) -> Resource:
         text = json.dumps(job_document(self._resource, self._input), indent=1, sort_keys=True)
@@ -214,6 +218,19 @@ class Children:
         spec = {"worker": pods, "scheduler": {"spec": scheduler["spec"], "service": service}}
         # the Dask operator copies these labels to the pods, by which we find them
         return self._object(DASK_API, "DaskCluster", name, {"spec": spec}, **{ROLE_LABEL: WORKER})
+
+
+def _hash_of(made: Resource) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def needs_apply(wanted: Resource, there: Resource | None) -> bool:
+    """Tell whether an object is missing, or made from something else than now; a Job cannot be changed any more."""
+    if there is None:
+        return True
+    annotations = there["metadata"].get("annotations") or {}
+    same = annotations.get(HASH_ANNOTATION) == wanted["metadata"]["annotations"][HASH_ANNOTATION]
+    return not same and wanted["kind"] != "Job"
 
 
 def job_document(resource: Resource, shards_input: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Conditions from phase and reason, as kubectl, kstatus, Argo CD and Flux understand them (pure).
 
 kstatus (https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus): Reconciling=True is "in progress" to it,
-Stalled=True "failed", Ready=True "current". A condition named Failed alone means nothing there, so Stalled goes with it.
+Stalled=True "failed", Ready=True "current". A condition named Failed alone means nothing there: Stalled goes with it.
 """
 
 from __future__ import annotations

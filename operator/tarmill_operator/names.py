@@ -19,6 +19,8 @@ RUN_LABEL = f"{LABEL}run"
 ATTEMPT_LABEL = f"{LABEL}attempt"
 ROLE_LABEL = f"{LABEL}role"
 RUNNER, WORKER = "runner", "worker"
+HASH_ANNOTATION = f"{LABEL}hash"
+"""Of what a child was made from, so that it is applied again only when that changes."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
 
 MAX_NAME = 40

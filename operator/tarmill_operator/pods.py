@@ -163,7 +163,7 @@ def _template(
 
 
 def script_sources(resource: Resource) -> dict[str, dict[str, Any]]:
-    """Find the scripts that are not in the spec itself, by the name of the field: {"configMap": ...} or {"path": ...}."""
+    """Find the scripts that are not in the spec itself, by field: {"configMap": ...} or {"path": ...}."""
     spec = resource["spec"]
     return {name: spec[f"{name}From"] for name in ("script", "reduceScript") if spec.get(f"{name}From")}
 

@@ -8,6 +8,7 @@ decision that changes these holds nothing but the status, and what follows is de
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 from tarmill_operator.attempt import Attempt
@@ -59,7 +60,9 @@ class _Run:
         self.status = copy.deepcopy(self.before)
         self.policy: RunPolicy = policy(RunPolicy, self.resource["spec"], "run")
         self.input: Input = look_at_input(observed)
-        self.children = Children(self.resource, observed.settings, self.number, self.status.get("input", ""))
+        # a run keeps the image that it began with, also when the operator's own default changes
+        settings = replace(observed.settings, image=self.status.get("image") or observed.settings.image)
+        self.children = Children(self.resource, settings, self.number, self.status.get("input", ""))
 
     @property
     def number(self) -> int:
@@ -96,6 +99,7 @@ class _Run:
             "startTime": to_text(self.now),
             "activeSeconds": 0,
             "restarts": {"counted": 0, "uncounted": 0},
+            "image": spec.get("image") or self.observed.settings.image,
             "output": spec.get("output", ""),
             "conditions": self.before.get("conditions", []),
         }

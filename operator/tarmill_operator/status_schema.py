@@ -105,6 +105,7 @@ STATUS: Schema = {
                 },
             },
         },
+        "image": _text("Image that the run began with."),
         "input": _text("Shard pattern that inputFrom stood for when the run began."),
         "output": _text("Shard pattern of what is written."),
         "manifest": _text("URL of the data set's manifest, once it is complete."),
