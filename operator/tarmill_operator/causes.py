@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tarmill_operator.model import Cause, Observed, Resource
-from tarmill_operator.names import ATTEMPT_LABEL, ROLE_LABEL, RUN_LABEL, RUNNER, WORKER
+from tarmill_operator.names import ATTEMPT_LABEL, DASK_COMPONENT, ROLE_LABEL, RUN_LABEL, RUNNER, WORKER
 from tarmill_operator.reasons import reason_of_error
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"})
@@ -26,7 +26,12 @@ def pods_of(observed: Observed, role: str, run: int, attempt: int | None = None)
     for pod in observed.pods:
         labels = pod["metadata"].get("labels", {})
         of_run = labels.get(ROLE_LABEL) == role and labels.get(RUN_LABEL) == str(run)
-        if of_run and (attempt is None or labels.get(ATTEMPT_LABEL) == str(attempt)):
+        # the Dask operator gives its scheduler's pod the labels of the workers
+        if (
+            of_run
+            and labels.get(DASK_COMPONENT) != "scheduler"
+            and (attempt is None or labels.get(ATTEMPT_LABEL) == str(attempt))
+        ):
             found.append(pod)
     return sorted(found, key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]))
 
@@ -77,6 +82,8 @@ def cause_of_end(pod: Resource | None) -> Cause:
         # it was told to stop, by whoever: what it had finished stays, and nothing was wrong with it
         stopped = words.get("outcome") == "interrupted"
         return Cause("Disrupted" if stopped else reason, message, "runner", name, code, stopped, usage)
+    if pod["metadata"].get("deletionTimestamp"):
+        return Cause("Disrupted", "someone deleted the runner's pod", pod=name, exit_code=code, disruption=True)
     if ended.get("reason") == "StartError":
         return Cause(
             "ContainerRefused", _shorten(ended.get("message") or "the command cannot be run"), pod=name, exit_code=code
@@ -91,18 +98,25 @@ def cause_of_end(pod: Resource | None) -> Cause:
     )
 
 
-def obstacle(observed: Observed, run: int, attempt: int) -> Cause | None:
-    """Tell what keeps the pods of an attempt from starting; None where nothing is known to."""
+def obstacle(observed: Observed, run: int, attempt: int, *, job: str, workers_name: str) -> Cause | None:
+    """Tell what keeps the pods of an attempt from starting; None where nothing is known to.
+
+    Args:
+        observed: what was seen.
+        run, attempt: numbers of these.
+        job: name of the runner's Job.
+        workers_name: name of the workers' object.
+    """
     runner = pods_of(observed, RUNNER, run, attempt)
     workers = pods_of(observed, WORKER, run)
     for pod in [*runner[-1:], *workers]:
         component = pod["metadata"]["labels"][ROLE_LABEL]
         if cause := _obstacle_of_pod(pod, component, observed.events):
             return cause
-    if not runner and (cause := _not_created(observed.events, RUNNER, (f"-r{run}-a{attempt}",))):
+    if not runner and (cause := _not_created(observed.events, RUNNER, job)):
         return cause
     if not workers:
-        return _not_created(observed.events, WORKER, (f"-r{run}-w",))
+        return _not_created(observed.events, WORKER, workers_name)
     return None
 
 
@@ -162,11 +176,12 @@ def _mount(events: Iterable[Resource], component: str, pod: str) -> Cause | None
     return None
 
 
-def _not_created(events: Iterable[Resource], component: str, endings: tuple[str, ...]) -> Cause | None:
-    """A Job or ReplicaSet that may not make its pods says so in Events only."""
+def _not_created(events: Iterable[Resource], component: str, maker: str) -> Cause | None:
+    """A Job, or a Deployment's ReplicaSet, that may not make its pods says so in Events only."""
     for event in events:
         about = event.get("involvedObject") or event.get("regarding") or {}
-        if event.get("reason") != "FailedCreate" or not any(ending in about.get("name", "") for ending in endings):
+        name = about.get("name", "")
+        if event.get("reason") != "FailedCreate" or not (name == maker or name.startswith(f"{maker}-")):
             continue
         message = _shorten(_text_of(event))
         return Cause("QuotaExceeded" if "exceeded quota" in message else "PodRefused", message, component)

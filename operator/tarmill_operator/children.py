@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 from tarmill.spec import API_VERSION
+from tarmill_operator.changes import hash_of
 from tarmill_operator.crds import CLUSTER_FIELDS
 from tarmill_operator.model import Ref, Resource, Settings
 from tarmill_operator.names import (
     ATTEMPT_LABEL,
     DASK_PORT,
     HASH_ANNOTATION,
+    HOSTS_ANNOTATION,
     ROLE_LABEL,
     RUN_LABEL,
     RUNNER,
@@ -55,11 +56,6 @@ class Children:
         self.engine = resource["spec"].get("cluster", {}).get("engine", "native")
         self._tls = tls_name(self._base, run) if self.replicas else ""
 
-    @property
-    def certificates(self) -> str:
-        """Name of the Secret with the run's certificates; "" where none are needed."""
-        return self._tls
-
     def certificate_names(self) -> list[str]:
         """Name the hosts that the certificate is for."""
         service = run_name(self._base, self._run)
@@ -67,10 +63,11 @@ class Children:
         return [service, full, f"{full}.{self._settings.cluster_domain}"]
 
     def before_attempt(self) -> list[Resource]:
-        """Give what an attempt needs to be there: spec, Service, policy."""
+        """Give what an attempt needs to be there: spec, policy, certificates, Service."""
         found = [self._config_map()]
         if self.replicas:
-            found.append(self._network_policy())
+            # the policy tells later that there is a Secret, see `leftovers.refs_of`
+            found += [self._network_policy(), self._secret()]
             if self.engine == "native":
                 found.append(self._service())
         return found
@@ -82,7 +79,7 @@ class Children:
     def workers_ref(self) -> Ref:
         """Name the workers' object."""
         api, kind = ("apps/v1", "Deployment") if self.engine == "native" else (DASK_API, "DaskCluster")
-        return Ref(api, kind, self._workers_name())
+        return Ref(api, kind, self.workers_name())
 
     def job_ref(self, number: int) -> Ref:
         """Name the Job of an attempt."""
@@ -96,9 +93,11 @@ class Children:
         """Make that ConfigMap."""
         return self._object("v1", "ConfigMap", self.logs_name(), {"data": lines})
 
-    def secret(self, files: dict[str, str]) -> Resource:
-        """Make the Secret with the run's certificates (`stringData`: file -> PEM)."""
-        return self._object("v1", "Secret", self._tls, {"type": "kubernetes.io/tls", "stringData": files})
+    def _secret(self) -> Resource:
+        """Make the Secret for the run's certificates; whoever creates it fills it."""
+        made = self._object("v1", "Secret", self._tls, {"type": "kubernetes.io/tls"})
+        made["metadata"]["annotations"][HOSTS_ANNOTATION] = ",".join(self.certificate_names())
+        return made
 
     def _object(self, api: str, kind: str, name: str, body: dict[str, Any], **labels: str) -> Resource:
         metadata = {
@@ -108,7 +107,7 @@ class Children:
             "ownerReferences": [owner_reference(self._resource)],
         }
         made = {"apiVersion": api, "kind": kind, "metadata": metadata, **body}
-        metadata["annotations"] = {HASH_ANNOTATION: _hash_of(made)}
+        metadata["annotations"] = {HASH_ANNOTATION: hash_of(made)}
         return made
 
     def _config_map(self) -> Resource:
@@ -140,7 +139,7 @@ class Children:
             ]
         peers = [{"podSelector": {"matchLabels": self._pod_selector()}}]
         if self.engine != "native":
-            peers.append({"podSelector": {"matchLabels": {"dask.org/cluster-name": self._workers_name()}}})
+            peers.append({"podSelector": {"matchLabels": {"dask.org/cluster-name": self.workers_name()}}})
         spec = {
             "podSelector": {"matchLabels": self._pod_selector()},
             "policyTypes": ["Ingress"],
@@ -162,7 +161,8 @@ class Children:
         name = job_name(self._base, self._run, number)
         return self._object("batch/v1", "Job", name, {"spec": spec}, **{ATTEMPT_LABEL: str(number)})
 
-    def _workers_name(self) -> str:
+    def workers_name(self) -> str:
+        """Name the workers' object; its pods' names begin with it."""
         if self.engine == "native":
             return workers_name(self._base, self._run)
         # the Dask operator makes DNS names of 18 characters more out of it
@@ -172,7 +172,7 @@ class Children:
         if self.engine == "native" or not self.replicas:
             return ""
         return (
-            f"tls://{self._workers_name()}-scheduler.{self._namespace}.svc.{self._settings.cluster_domain}:{DASK_PORT}"
+            f"tls://{self.workers_name()}-scheduler.{self._namespace}.svc.{self._settings.cluster_domain}:{DASK_PORT}"
         )
 
     def _workers(self) -> Resource:
@@ -187,11 +187,11 @@ class Children:
             "strategy": {"type": "RollingUpdate"},
             "template": template,
         }
-        return self._object("apps/v1", "Deployment", self._workers_name(), {"spec": spec})
+        return self._object("apps/v1", "Deployment", self.workers_name(), {"spec": spec})
 
     def _dask_cluster(self) -> Resource:
         """Make a DaskCluster with commands of our own: its defaults name scripts that Dask no longer has."""
-        name = self._workers_name()
+        name = self.workers_name()
         worker = worker_template(
             self._resource,
             self._settings,
@@ -218,19 +218,6 @@ class Children:
         spec = {"worker": pods, "scheduler": {"spec": scheduler["spec"], "service": service}}
         # the Dask operator copies these labels to the pods, by which we find them
         return self._object(DASK_API, "DaskCluster", name, {"spec": spec}, **{ROLE_LABEL: WORKER})
-
-
-def _hash_of(made: Resource) -> str:
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def needs_apply(wanted: Resource, there: Resource | None) -> bool:
-    """Tell whether an object is missing, or made from something else than now; a Job cannot be changed any more."""
-    if there is None:
-        return True
-    annotations = there["metadata"].get("annotations") or {}
-    same = annotations.get(HASH_ANNOTATION) == wanted["metadata"]["annotations"][HASH_ANNOTATION]
-    return not same and wanted["kind"] != "Job"
 
 
 def job_document(resource: Resource, shards_input: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tarmill_operator.times import to_text
 
 TYPES = ("Accepted", "Suspended", "Reconciling", "Stalled", "Ready", "Complete", "Failed")
 TERMINAL = ("Succeeded", "Failed")
-REFUSALS = frozenset({"BackendMissing", "InvalidSpec", "NameConflict"})
+REFUSALS = frozenset({"BackendMissing", "Forbidden", "InvalidSpec", "NameConflict"})
 
 
 def conditions(

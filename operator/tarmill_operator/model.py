@@ -10,11 +10,13 @@ Resource = dict[str, Any]
 
 
 class Ref(NamedTuple):
-    """An object to be removed, in the resource's namespace."""
+    """An object in the resource's namespace."""
 
     api_version: str
     kind: str
     name: str
+    uid: str = ""
+    """Of what was seen, so that nothing else of that name is removed; "" where it cannot be known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +38,6 @@ class Settings:
     cluster_domain: str = "cluster.local"
     progress_s: float = 5.0
     dask_operator: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """One resource and all that was seen of it.
-
-    Attributes:
-        resource: as the API server holds it.
-        children: what it controls (others are never looked at), pods not among them.
-        pods: of its runs.
-        events: warnings about its children and pods.
-        progress: what the runner of the current attempt said last, None before it said anything.
-        input: the resource that `inputFrom` names, None where there is none.
-        settings: of the operator.
-    """
-
-    resource: Resource
-    children: tuple[Resource, ...] = ()
-    pods: tuple[Resource, ...] = ()
-    events: tuple[Resource, ...] = ()
-    progress: dict[str, Any] | None = None
-    input: Resource | None = None
-    settings: Settings = field(default_factory=lambda: Settings("tarmill"))
-
-    def child(self, kind: str, name: str) -> Resource | None:
-        """Find a child by kind and name."""
-        for child in self.children:
-            if child["kind"] == kind and child["metadata"]["name"] == name:
-                return child
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +64,41 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """One resource and all that was seen of it.
+
+    Attributes:
+        resource: as the API server holds it.
+        children: what it controls (others are never looked at), pods not among them.
+        pods: of its runs.
+        events: warnings about its children and pods.
+        progress: what the runner of the current attempt said last, None before it said anything.
+        input: the resource that `inputFrom` names, None where there is none.
+        refusal: why the API server refused what the last decision applied, None where it did not.
+        fresh: whether children and pods were read from the API server for this decision, not from watches, each of
+            which may be late.
+        settings: of the operator.
+    """
+
+    resource: Resource
+    children: tuple[Resource, ...] = ()
+    pods: tuple[Resource, ...] = ()
+    events: tuple[Resource, ...] = ()
+    progress: dict[str, Any] | None = None
+    input: Resource | None = None
+    refusal: Cause | None = None
+    fresh: bool = False
+    settings: Settings = field(default_factory=lambda: Settings("tarmill"))
+
+    def child(self, kind: str, name: str) -> Resource | None:
+        """Find a child by kind and name."""
+        for child in self.children:
+            if child["kind"] == kind and child["metadata"]["name"] == name:
+                return child
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """An Event about a resource, in Kubernetes' style."""
 
@@ -108,22 +115,22 @@ class Decision:
 
     Attributes:
         status: the whole new status.
-        apply: objects for server-side apply, in order.
-        certificates: name of a Secret to fill with certificates of this run, where there is none yet.
+        apply: objects to make or change, in order; a Secret among them gets certificates, if there is none yet.
         logs: pods whose last lines are to be kept, before they go.
         logs_name: the ConfigMap that keeps them.
         delete: what to remove.
         delete_resource: whether the resource itself goes.
         notices: Events to post, once the status is stored.
         requeue_s: look again after so long; None to wait for a change.
+        look_closer: nothing is to be done before Jobs and pods were read from the API server, and decided on again.
     """
 
     status: dict[str, Any]
     apply: tuple[Resource, ...] = ()
-    certificates: str = ""
     logs: tuple[str, ...] = ()
     logs_name: str = ""
     delete: tuple[Ref, ...] = ()
     delete_resource: bool = False
     notices: tuple[Notice, ...] = ()
     requeue_s: float | None = None
+    look_closer: bool = False

@@ -18,9 +18,13 @@ NAME_LABEL = f"{LABEL}name"
 RUN_LABEL = f"{LABEL}run"
 ATTEMPT_LABEL = f"{LABEL}attempt"
 ROLE_LABEL = f"{LABEL}role"
+DASK_COMPONENT = "dask.org/component"
+"""A label of the Dask operator."""
 RUNNER, WORKER = "runner", "worker"
 HASH_ANNOTATION = f"{LABEL}hash"
 """Of what a child was made from, so that it is applied again only when that changes."""
+HOSTS_ANNOTATION = f"{LABEL}hosts"
+"""The host names that the certificate in a Secret is for, with commas between."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
 
 MAX_NAME = 40
@@ -34,7 +38,9 @@ SCRIPTS_FOLDER = "/etc/tarmill-scripts"
 
 
 def plural(kind: str) -> str:
-    """`ShardMap` -> `shardmaps`, `ShardShuffle` -> `shardshuffles`."""
+    """`ShardMap` -> `shardmaps`, `NetworkPolicy` -> `networkpolicies`."""
+    if kind.endswith("y"):
+        return f"{kind.lower()[:-1]}ies"
     return f"{kind.lower()}es" if kind.endswith(("s", "x", "ch")) else f"{kind.lower()}s"
 
 
@@ -60,7 +66,12 @@ def workers_name(base: str, run: int) -> str:
 
 def tls_name(base: str, run: int) -> str:
     """Name the Secret with the certificates of one run."""
-    return f"{base}-r{run}-tls"
+    return tls_name_of(run_name(base, run))
+
+
+def tls_name_of(name: str) -> str:
+    """Name that Secret by the run's own name."""
+    return f"{name}-tls"
 
 
 def labels_of(kind: str, name: str, uid: str, run: int) -> dict[str, str]:

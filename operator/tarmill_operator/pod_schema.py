@@ -86,9 +86,9 @@ ROLE: dict[str, Schema] = {
     },
     "labels": _map("Further labels of the pods."),
     "annotations": _map("Annotations of the pods."),
-    "podTemplate": _free(
-        "A pod template that is merged over what the operator makes: metadata and spec; containers by name, the "
-        "operator's own is named as the role."
+    "podTemplate": _object(
+        "A pod template that is merged over what the operator makes; the operator's container is named as the role.",
+        {"metadata": _free("Labels and annotations."), "spec": _free("A pod's spec; containers are merged by name.")},
     ),
 }
 """What both roles, runner and workers, may say."""

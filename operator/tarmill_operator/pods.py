@@ -159,7 +159,11 @@ def _template(
         metadata["annotations"] = asked["annotations"]
     template = {"metadata": metadata, "spec": pod}
     wanted = asked.get("podTemplate") or {}
-    return dict(merged(template, {part: wanted[part] for part in ("metadata", "spec") if wanted.get(part)}))
+    made = dict(merged(template, {part: wanted[part] for part in ("metadata", "spec") if wanted.get(part)}))
+    # by these the operator finds its pods; no template takes them away
+    made["metadata"] = {**made["metadata"], "labels": {**(made["metadata"].get("labels") or {}), **labels}}
+    made["metadata"]["labels"][ROLE_LABEL] = role
+    return made
 
 
 def script_sources(resource: Resource) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,10 @@ REASONS: dict[str, Reason] = {
         "Install the Dask operator, or choose cluster.engine: native.",
     ),
     "InvalidSpec": Reason("The API server refuses what the spec asks for.", "See the message; correct the spec."),
+    "Forbidden": Reason(
+        "The API server does not let the operator make what the run consists of: its Role, or an admission rule.",
+        "See the message; correct the operator's Role or the rule.",
+    ),
     "NameConflict": Reason(
         "Something that this resource does not control has the name of one of its children.",
         "Remove it, or name the resource differently.",

@@ -11,21 +11,24 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from tarmill_operator.attempt import Attempt
+from tarmill_operator.attempt import Attempt, Verdict
 from tarmill_operator.children import Children
 from tarmill_operator.cluster_spec import RunPolicy, policy
 from tarmill_operator.conditions import REFUSALS, TERMINAL, conditions
 from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.inputs import Input, look_at_input
-from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref, Resource
-from tarmill_operator.names import ATTEMPT_LABEL, ROLE_LABEL, RUN_LABEL, RUNNER
+from tarmill_operator.leftovers import WORKLOADS, earlier_runners, is_record, pods_to_keep, refs_of, waited_for_until
+from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref
+from tarmill_operator.names import RUN_LABEL
+from tarmill_operator.reasons import REASONS
 from tarmill_operator.times import to_seconds, to_text
 
-_RETRY_REFUSED_S = 30.0
+RETRY_REFUSED_S = 30.0
+"""How long after a refusal the same is tried again."""
 MAX_UNCOUNTED = 50
 """Disruptions that one run survives: a pod that something takes away each time is not tried for ever."""
-_LEAVING_S = 60.0
-"""How long past its grace period a pod is waited for."""
+_AT_ONCE = 3
+"""Disruptions of a run after which the next attempt begins at once; later ones wait as failures do."""
 
 
 def reconcile(observed: Observed, now: float) -> Decision:
@@ -37,16 +40,13 @@ def reconcile(observed: Observed, now: float) -> Decision:
     """
     run = _Run(observed, now)
     if observed.resource["metadata"].get("deletionTimestamp"):
-        return Decision(run.before)  # its children go with it, by their owner references
+        # Its children go with it, by their owner references; what runs does not wait for those who hold it back.
+        workloads = [child for child in observed.children if child["kind"] in WORKLOADS]
+        return Decision(run.before, delete=refs_of(workloads))
     decision = run.decide()
-    if decision.status == run.before:
+    if decision.look_closer or decision.status == run.before:
         return decision
-    notices = (*decision.notices, *run.notices())
-    return Decision(**{**_as_dict(decision), "notices": notices})
-
-
-def _as_dict(decision: Decision) -> dict[str, Any]:
-    return {name: getattr(decision, name) for name in decision.__slots__}
+    return replace(decision, notices=tuple(run.notices()))
 
 
 class _Run:
@@ -56,7 +56,7 @@ class _Run:
         self.observed = observed
         self.now = now
         self.resource = observed.resource
-        self.before: dict[str, Any] = copy.deepcopy(self.resource.get("status") or {})
+        self.before: dict[str, Any] = self.resource.get("status") or {}
         self.status = copy.deepcopy(self.before)
         self.policy: RunPolicy = policy(RunPolicy, self.resource["spec"], "run")
         self.input: Input = look_at_input(observed)
@@ -73,18 +73,18 @@ class _Run:
         status = self.status
         if not self.number or status.get("runId", "") != self.policy.run_id:
             return self._begin_run()
-        if status["phase"] in TERMINAL:
+        if status.get("phase") in TERMINAL:
             return self._after_end()
         if self.policy.suspend:
             return self._suspend()
-        if status["phase"] == "Suspended":
+        if status.get("phase") == "Suspended":
             return self._say("Pending", "Planned", "resumed: another attempt does what is missing")
-        if refusal := self._refusal():
-            return self._refused(refusal)
         if "attemptStartTime" in status:
             return self._attempt()
         if not status["attempt"] and self.input.state != "ready":
             return self._wait_for_input()
+        if refusal := self._no_backend():
+            return self._wait_for_backend(refusal)
         return self._next_attempt()
 
     # ---- runs and attempts ----------------------------------------------------------------------------------------
@@ -129,33 +129,54 @@ class _Run:
         left = (to_seconds(self.status.get("retryTime")) or 0.0) - self.now
         if left <= 0:
             return self._plan_attempt("Planned", "an attempt begins")
-        job = self.children.job_ref(self.status["attempt"])
-        there = [job] if self.observed.child(job.kind, job.name) else []
-        return self._stay(requeue_s=left, delete=there, logs=self._failed_pods() if there else ())
+        ended = self._others(with_jobs=True)
+        logs = pods_to_keep(self.observed, self.children.logs_name()) if ended else ()
+        return replace(self._stay(delete=ended, requeue_s=left), logs=logs, logs_name=self.children.logs_name())
 
     def _attempt(self) -> Decision:
         """Make what an attempt needs, look how it goes, end it when it is time."""
         attempt = Attempt(self.observed, self.children, self.status, self.policy, self.now)
         verdict = attempt.look()
+        if verdict.look_closer:
+            return self._look_closer()
         if verdict.succeeded:
             self._end_attempt()
             self.status["completionTime"] = to_text(self.now)
+            self.status.pop("failures", None)
             return self._say("Succeeded", "Completed", attempt.success_message())
         if verdict.failed is not None:
             return self._failed_attempt(verdict.failed)
         if verdict.over is not None:
             return self._fail(verdict.over, verdict.cause)
-        if earlier := self._earlier_runners():
-            decision = self._say("Starting", "StartingPods", f"waiting for the end of {earlier[0]}")
-            return Decision(decision.status, delete=tuple(self._refs_of_others()), requeue_s=verdict.requeue_s)
+        wanted = attempt.wanted()
+        if any(one["kind"] == "Job" for one in wanted) and (self.number, self.status["attempt"]) != (1, 1):
+            if not self.observed.fresh:
+                return self._look_closer()
+            if waiting := self._wait_for_earlier_runner(verdict):
+                return waiting
+        if wanted and self.observed.refusal:
+            verdict = self._refused(self.observed.refusal, verdict)
         decision = self._say(verdict.phase, verdict.reason, verdict.message)
-        return Decision(
-            decision.status,
-            apply=tuple(attempt.wanted()),
-            certificates=attempt.missing_certificates(),
-            delete=tuple(self._refs_of_others()),
-            requeue_s=verdict.requeue_s,
-        )
+        return Decision(decision.status, apply=tuple(wanted), delete=self._others(), requeue_s=verdict.requeue_s)
+
+    def _wait_for_earlier_runner(self, verdict: Verdict) -> Decision | None:
+        pods = earlier_runners(self.observed.pods, self.number, self.status["attempt"])
+        until = {pod["metadata"]["name"]: waited_for_until(pod) for pod in pods}
+        waiting = {name: end for name, end in until.items() if end is None or self.now < end}
+        if not waiting:
+            return None
+        decision = self._say("Starting", "StartingPods", f"waiting for the end of {min(waiting)}")
+        ends = [end - self.now for end in waiting.values() if end is not None]
+        soon = [seconds for seconds in (verdict.requeue_s, *ends) if seconds is not None]
+        return Decision(decision.status, delete=self._others(), requeue_s=min(soon, default=None))
+
+    def _refused(self, refusal: Cause, verdict: Verdict) -> Verdict:
+        """Tell that something could not be made; it is tried again with every look."""
+        note_failure(self.status, refusal, self.now)
+        soon = min(RETRY_REFUSED_S, verdict.requeue_s or RETRY_REFUSED_S)
+        if "runningTime" in self.status:
+            return replace(verdict, requeue_s=soon)
+        return Verdict("Pending", refusal.reason, refusal.message, requeue_s=soon)
 
     def _failed_attempt(self, cause: Cause) -> Decision:
         """Try again, or end the run."""
@@ -166,28 +187,32 @@ class _Run:
             return self._fail(cause.reason, cause, noted=True)
         if cause.disruption and restarts["uncounted"] < MAX_UNCOUNTED:
             restarts["uncounted"] += 1
-            return self._plan_attempt(cause.reason, f"{cause.message}; the next attempt begins")
+            if restarts["uncounted"] <= _AT_ONCE:
+                return self._plan_attempt(cause.reason, f"{cause.message}; the next attempt begins")
+            return self._pause(restarts["uncounted"] - _AT_ONCE - 1, f"{cause.message}; this costs no retry")
         if restarts["counted"] >= self.policy.backoff_limit:
             return self._fail("BackoffLimitExceeded", cause, noted=True)
-        pause = min(
-            self.policy.backoff_base_seconds * 2 ** min(restarts["counted"], 30), self.policy.backoff_max_seconds
-        )
         restarts["counted"] += 1
-        self.status["retryTime"] = to_text(self.now + pause)
         left = self.policy.backoff_limit - restarts["counted"]
         message = f"attempt {self.status['attempt']} failed ({cause.message}); {left} more may follow the next"
+        return self._pause(restarts["counted"] - 1, message)
+
+    def _pause(self, earlier: int, message: str) -> Decision:
+        pause = min(self.policy.backoff_base_seconds * 2 ** min(earlier, 30), self.policy.backoff_max_seconds)
+        self.status["retryTime"] = to_text(self.now + pause)
         return self._say("Retrying", "BackingOff", message)
 
-    # ---- waiting, refusing, suspending ------------------------------------------------------------------------------
+    # ---- waiting, suspending ----------------------------------------------------------------------------------------
 
     def _wait_for_input(self) -> Decision:
         if self.input.state == "failed":
             cause = Cause("InputFailed", self.input.message, component="input", final=True)
             note_failure(self.status, cause, self.now)
             return self._fail("InputFailed", cause, noted=True)
-        return self._say("WaitingForInput", "WaitingForInput", self.input.message)
+        decision = self._say("WaitingForInput", "WaitingForInput", self.input.message)
+        return Decision(decision.status, delete=self._others())
 
-    def _refusal(self) -> Cause | None:
+    def _no_backend(self) -> Cause | None:
         if self.children.engine != "native" and self.children.replicas and not self.observed.settings.dask_operator:
             return Cause(
                 "BackendMissing",
@@ -196,21 +221,17 @@ class _Run:
             )
         return None
 
-    def _refused(self, cause: Cause) -> Decision:
+    def _wait_for_backend(self, cause: Cause) -> Decision:
         note_failure(self.status, cause, self.now)
         decision = self._say("Pending", cause.reason, cause.message)
-        return Decision(decision.status, requeue_s=_RETRY_REFUSED_S)
+        return Decision(decision.status, delete=self._others(), requeue_s=RETRY_REFUSED_S)
 
     def _suspend(self) -> Decision:
         if self.status["phase"] != "Suspended":
             self._end_attempt()
             self.status["suspendTime"] = to_text(self.now)
             return self._say("Suspended", "SuspendedByUser", "run.suspend is true; what is finished stays")
-        return self._stay(
-            delete=[
-                self._ref(child) for child in self.observed.children if child["kind"] not in ("ConfigMap", "Secret")
-            ]
-        )
+        return self._stay(delete=refs_of(child for child in self.observed.children if child["kind"] in WORKLOADS))
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
@@ -221,9 +242,9 @@ class _Run:
         if cause is not None and not noted:
             note_failure(self.status, cause, self.now)
         self.status["completionTime"] = to_text(self.now)
-        message = cause.message if cause is not None else _meaning(reason)
+        message = cause.message if cause is not None else REASONS[reason].means
         if cause is not None and cause.reason != reason:
-            message = f"{_meaning(reason)} The last failure ({cause.reason}): {cause.message}"
+            message = f"{REASONS[reason].means} The last failure ({cause.reason}): {cause.message}"
         return self._say("Failed", reason, message)
 
     def _after_end(self) -> Decision:
@@ -231,21 +252,23 @@ class _Run:
         ended = to_seconds(self.status.get("completionTime")) or self.now
         ttl = self.policy.ttl_seconds_after_finished
         expired = 0 <= ttl <= self.now - ended
-        gone = [child for child in self.observed.children if expired or not _is_record(child)]
-        refs = [self._ref(child) for child in gone]
-        logs = self._failed_pods() if self.status["phase"] == "Failed" and not expired else ()
+        job = self.children.job_ref(self.status.get("attempt", 0)).name if self.status["phase"] == "Succeeded" else ""
+        records = {
+            id(child) for child in self.observed.children if is_record(child) or child["metadata"]["name"] == job
+        }
+        gone = [child for child in self.observed.children if expired or id(child) not in records]
         if expired and not gone:
             self.status.setdefault("cleanedTime", to_text(self.now))
             return Decision(self._unchanged(), delete_resource=self.policy.delete_when_expired)
-        wait = None if ttl < 0 or expired else max(1.0, ended + ttl - self.now)
+        keep = self.status["phase"] == "Failed" and not expired
+        logs_name = self.children.logs_name()
         return Decision(
-            self._unchanged(), delete=tuple(refs), logs=logs, logs_name=self.children.logs_name(), requeue_s=wait
+            self._unchanged(),
+            delete=refs_of(gone),
+            logs=pods_to_keep(self.observed, logs_name) if keep else (),
+            logs_name=logs_name,
+            requeue_s=None if ttl < 0 or expired else max(1.0, ended + ttl - self.now),
         )
-
-    def _unchanged(self) -> dict[str, Any]:
-        """Keep the status as it stands, for another generation of the spec if there is one."""
-        status = self.status
-        return self._say(status["phase"], status["reason"], status.get("message", "")).status
 
     # ---- pieces -----------------------------------------------------------------------------------------------------
 
@@ -258,56 +281,27 @@ class _Run:
         changed = any(status.get(name) != self.before.get(name) for name in ("run", "attempt", "phase"))
         return Decision(status, requeue_s=0.0 if changed else None)
 
-    def _stay(
-        self, *, requeue_s: float | None = None, delete: list[Ref] | None = None, logs: tuple[str, ...] = ()
-    ) -> Decision:
-        return Decision(
-            self._unchanged(),
-            delete=tuple(delete or ()),
-            logs=logs,
-            logs_name=self.children.logs_name(),
-            requeue_s=requeue_s,
-        )
+    def _stay(self, *, delete: tuple[Ref, ...], requeue_s: float | None = None) -> Decision:
+        return Decision(self._unchanged(), delete=delete, requeue_s=requeue_s)
 
-    def _refs_of_others(self) -> list[Ref]:
-        """Name the children that are not of this attempt: of earlier runs, and Jobs of earlier attempts."""
-        found = []
+    def _unchanged(self) -> dict[str, Any]:
+        """Keep the status as it stands, for another generation of the spec if there is one."""
+        status = self.status
+        return self._say(status["phase"], status["reason"], status.get("message", "")).status
+
+    def _look_closer(self) -> Decision:
+        return Decision(self.before, look_closer=True)
+
+    def _others(self, *, with_jobs: bool = False) -> tuple[Ref, ...]:
+        """Name the children of earlier runs, and Jobs of earlier attempts; `with_jobs` also that of the last one."""
         job = self.children.job_ref(self.status["attempt"]).name
+        found = []
         for child in self.observed.children:
             other_run = child["metadata"].get("labels", {}).get(RUN_LABEL) != str(self.number)
-            if other_run or (child["kind"] == "Job" and child["metadata"]["name"] != job):
-                found.append(self._ref(child))
-        return found
-
-    def _earlier_runners(self) -> list[str]:
-        """Name the runners of earlier attempts that may still write: two at once would do the same work twice."""
-        ours = (str(self.number), str(self.status["attempt"]))
-        found = []
-        for pod in self.observed.pods:
-            labels = pod["metadata"].get("labels", {})
-            if labels.get(ROLE_LABEL) != RUNNER or (labels.get(RUN_LABEL), labels.get(ATTEMPT_LABEL)) == ours:
-                continue
-            ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
-            leaving = to_seconds(pod["metadata"].get("deletionTimestamp"))
-            # a node that is gone never tells of the end of its pods
-            if not ended and (leaving is None or self.now < leaving + _LEAVING_S):
-                found.append(pod["metadata"]["name"])
-        return found
-
-    def _ref(self, child: dict[str, Any]) -> Ref:
-        return Ref(child["apiVersion"], child["kind"], child["metadata"]["name"])
-
-    def _failed_pods(self) -> tuple[str, ...]:
-        """Name the pods whose last lines people will ask for, if they are not kept yet."""
-        name = self.children.logs_name()
-        kept = set((self.observed.child("ConfigMap", name) or {}).get("data") or {})
-        failed = []
-        for pod in self.observed.pods:
-            ends = pod.get("status", {}).get("containerStatuses") or []
-            states = [state for item in ends for state in (item.get("state"), item.get("lastState")) if state]
-            if any((state.get("terminated") or {}).get("exitCode") for state in states):
-                failed.append(pod["metadata"]["name"])
-        return tuple(sorted(name for name in failed if f"{name}.log" not in kept))
+            ended = child["kind"] == "Job" and (with_jobs or child["metadata"]["name"] != job)
+            if other_run or ended:
+                found.append(child)
+        return refs_of(found)
 
     def notices(self) -> list[Notice]:
         """Tell of what has changed, as Events."""
@@ -320,15 +314,3 @@ class _Run:
         if failure and failure != old.get("lastFailure") and failure["reason"] != new.get("reason"):
             found.append(Notice(failure["reason"], failure["message"], warning=True))
         return found
-
-
-def _is_record(child: Resource) -> bool:
-    """Tell whether a child of an ended run is worth a look: its spec, kept logs, and a Job whose pod has ended."""
-    ended = {one["type"] for one in child.get("status", {}).get("conditions") or [] if one.get("status") == "True"}
-    return child["kind"] == "ConfigMap" or (child["kind"] == "Job" and bool(ended & {"Complete", "Failed"}))
-
-
-def _meaning(reason: str) -> str:
-    from tarmill_operator.reasons import REASONS
-
-    return REASONS[reason].means

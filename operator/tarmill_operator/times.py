@@ -10,9 +10,21 @@ def to_text(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def to_micro_text(seconds: float) -> str:
+    """Write seconds since 1970 as a Lease holds them: UTC, microseconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def to_seconds(text: str | None) -> float | None:
-    """Read such a time; None for none."""
-    return datetime.fromisoformat(text).timestamp() if text else None
+    """Read such a time; None for none.
+
+    Raises:
+        ValueError: the text is no time.
+    """
+    if not text:
+        return None
+    moment = datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def for_people(seconds: float) -> str:
