@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 BENCH := $(BIN)/python bench/run.py
 
-.PHONY: help demo test quick test-full lint docs bench bench-check bench-large clean
+.PHONY: help demo test quick test-full lint crds docs bench bench-check bench-large clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
 	@echo 'make kube-images  the container images of runner and operator, for the tests'
 	@echo 'make lock         their lock files from pyproject.toml; LOCK=--upgrade for the newest releases'
+	@echo 'make crds         write crds/ again, from the specs'
 	@echo 'make docs         write the generated parts of docs/ again'
 	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
@@ -98,6 +99,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+crds: $(VENV)/.test
+	$(BIN)/python -m tarmill_operator.crds crds
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate.py

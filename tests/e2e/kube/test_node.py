@@ -128,7 +128,7 @@ def test_pods_talk_by_a_services_name_until_a_network_policy_forbids_it(kube: Ku
 
 def test_the_operators_image_imports_kopf_as_its_own_user_and_holds_no_pip(kube: Kube) -> None:
     code = (
-        "import getpass, os, kopf, kubernetes.client, cryptography, prometheus_client, tarmill_operator, tarmill.spec\n"
+        "import getpass, os, kopf, cryptography, prometheus_client, tarmill_operator, tarmill.spec\n"
         "import importlib.util as i\n"
         "print(os.getuid(), getpass.getuser(), i.find_spec('pip'))"
     )

@@ -1,0 +1,40 @@
+"""`python -m tarmill_operator`: run the operator; see `config.py` for its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from tarmill.errors import UsageError
+from tarmill_operator.config import from_environment
+from tarmill_operator.connection import Connection
+from tarmill_operator.lease import Lost
+from tarmill_operator.logs import set_up_logging
+from tarmill_operator.process import Process
+
+log = logging.getLogger("tarmill_operator")
+
+
+def main() -> int:
+    """Run the operator until it is told to stop; the exit code is 1 when another one leads, 2 for bad settings."""
+    try:
+        config = from_environment(os.environ)
+        set_up_logging(config.log_format, config.log_level)
+        connection = Connection()
+    except UsageError as error:
+        print(f"tarmill_operator: {error}", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(Process(config, connection).run())
+    except Lost as lost:
+        log.error("stopped: %s", lost)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The five CustomResourceDefinitions, made from the runner's specs: `python -m tarmill_operator.crds FOLDER`.
+
+Validation is OpenAPI and CEL in the API server: no webhook, no certificate of ours that may run out.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tarmill.spec import KINDS, Kind, ReorderOptions, ReorderSpec, RunOptions
+from tarmill.spec_base import camel
+from tarmill.values import fields
+from tarmill_operator.cluster_spec import ClusterPolicy, FailurePolicy, RunPolicy, WorkerCount
+from tarmill_operator.names import CATEGORY, GROUP, MAX_NAME, VERSION, plural
+from tarmill_operator.pod_schema import IMAGE_PULL_SECRETS, key_reference, resource_reference, role
+from tarmill_operator.schema import MAX_TEXT, Schema, object_schema, properties_of
+from tarmill_operator.status_schema import PRINTER_COLUMNS, STATUS
+
+SHORT_NAMES = {"ShardMap": "smap", "ShardExtract": "sext", "ShardShuffle": "sshuf", "ShardSort": "ssort"} | {
+    "ShardUpload": "sup"
+}
+NOT_IN_CLUSTER = frozenset(
+    {"scheduler", "workers", "tls_ca", "tls_cert", "tls_key", "dry_run", "report", "log_format", "quiet"}
+)
+"""Options of a command line that mean nothing in a resource: its `workers`, `runner` and status say these."""
+SCRIPTS = ("script", "reduce_script")
+CLUSTER_FIELDS = frozenset(
+    {"image", "imagePullPolicy", "imagePullSecrets", "runner", "workers", "cluster", "run", "failure"}
+)
+"""Fields of a resource that say where and how it runs; the runner is told the others."""
+_ALWAYS_MUTABLE = {
+    "run": ("suspend", "ttlSecondsAfterFinished", "deleteWhenExpired"),
+    "workers": ("replicas",),
+}
+
+
+def crd(kind: Kind) -> dict[str, Any]:
+    """Make the definition of one kind."""
+    names = {
+        "kind": kind.name,
+        "listKind": f"{kind.name}List",
+        "plural": plural(kind.name),
+        "singular": kind.name.lower(),
+        "shortNames": [SHORT_NAMES[kind.name]],
+        "categories": [CATEGORY],
+    }
+    version = {
+        "name": VERSION,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": PRINTER_COLUMNS,
+        "schema": {"openAPIV3Schema": _resource(kind)},
+    }
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{names['plural']}.{GROUP}"},
+        "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
+    }
+
+
+def _resource(kind: Kind) -> Schema:
+    return {
+        "type": "object",
+        "description": (kind.spec.__doc__ or "").partition("\n")[0],
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object"},
+            "spec": spec_schema(kind),
+            "status": STATUS,
+        },
+        "x-kubernetes-validations": [
+            {
+                "rule": f"self.metadata.name.size() <= {MAX_NAME}",
+                "message": f"metadata.name may have {MAX_NAME} characters at most: its pods carry it in their names",
+            },
+            {
+                "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "message": "metadata.name becomes a DNS name: small letters, digits and '-', a letter first",
+            },
+        ],
+    }
+
+
+def spec_schema(kind: Kind) -> Schema:
+    """Make the schema of a kind's spec, with its rules."""
+    properties = _kind_properties(kind) | _common_properties(kind)
+    return {
+        "type": "object",
+        "required": _required(kind),
+        "properties": properties,
+        "x-kubernetes-validations": [*_one_of_rules(kind), *_value_rules(), *_immutability_rules(properties)],
+    }
+
+
+def script_fields(kind: Kind) -> list[str]:
+    """Name the fields of a kind that hold a script's text, as in Python."""
+    return [field.name for field in fields(kind.spec) if field.name in SCRIPTS]
+
+
+def has_input(kind: Kind) -> bool:
+    """Tell whether a kind reads shards, which may come out of another resource."""
+    return any(field.name == "input" for field in fields(kind.spec))
+
+
+def options_of(kind: Kind) -> type[RunOptions]:
+    """Tell which run options a kind takes."""
+    return ReorderOptions if issubclass(kind.spec, ReorderSpec) else RunOptions
+
+
+def _kind_properties(kind: Kind) -> dict[str, Schema]:
+    found = properties_of(kind.spec)
+    found["output"].pop("default", None)
+    for name in script_fields(kind):
+        found[f"{camel(name)}From"] = {
+            "type": "object",
+            "description": f"Instead of {camel(name)}: where its text is.",
+            "properties": {
+                "configMap": key_reference("A key of a ConfigMap."),
+                "path": {"type": "string", "maxLength": MAX_TEXT, "description": "A file in the image, or mounted."},
+            },
+            "x-kubernetes-validations": [
+                {
+                    "rule": "has(self.configMap) != has(self.path)",
+                    "message": "give either configMap or path",
+                }
+            ],
+        }
+    if has_input(kind):
+        found["inputFrom"] = resource_reference(
+            "Instead of input: the output of another resource in this namespace, once that is complete.",
+            tuple(other.name for other in KINDS if other.name != "ShardExtract"),
+        )
+    return found
+
+
+def _common_properties(kind: Kind) -> dict[str, Schema]:
+    options = properties_of(options_of(kind), NOT_IN_CLUSTER)
+    text = {"type": "string", "maxLength": MAX_TEXT}
+    return {
+        "options": {"type": "object", "description": "Run options of the command line.", "properties": options},
+        "image": {**text, "description": "Image of runner and workers; the operator's default otherwise."},
+        "imagePullPolicy": {
+            "type": "string",
+            "enum": ["Always", "IfNotPresent", "Never"],
+            "description": "When the image is pulled.",
+        },
+        "imagePullSecrets": IMAGE_PULL_SECRETS,
+        "runner": role("The pod that plans, watches and publishes."),
+        "workers": role("The pods that read and write shards.", **properties_of(WorkerCount)),
+        "cluster": object_schema(ClusterPolicy, "What the workers run on."),
+        "run": object_schema(RunPolicy, "When and how often it is tried, how long it may take and is kept."),
+        "failure": object_schema(FailurePolicy, "What to do about shards that fail."),
+    }
+
+
+def _required(kind: Kind) -> list[str]:
+    """Name what must be given; in a cluster that is also where rows go, since nobody reads a pod's standard output."""
+    replaceable = {"input", *script_fields(kind)} if has_input(kind) else set(script_fields(kind))
+    asked = [f for f in fields(kind.spec) if (f.required and f.name not in replaceable) or f.name == "output"]
+    return [camel(f.name) for f in asked]
+
+
+def _one_of_rules(kind: Kind) -> list[dict[str, str]]:
+    rules = [{"rule": "self.output != '-'", "message": "output is a shard pattern or URL: a pod has no terminal"}]
+    if has_input(kind):
+        rules.append({"rule": "has(self.input) != has(self.inputFrom)", "message": "give either input or inputFrom"})
+    required = {f.name for f in fields(kind.spec) if f.required}
+    for name in script_fields(kind):
+        one = camel(name)
+        if name in required:
+            rule, message = f"has(self.{one}) != has(self.{one}From)", f"give either {one} or {one}From"
+        else:
+            rule = f"!(has(self.{one}) && has(self.{one}From))"
+            message = f"give {one} or {one}From, not both"
+        rules.append({"rule": rule, "message": message})
+    return rules
+
+
+def _value_rules() -> list[dict[str, str]]:
+    rules = [
+        ("self.workers.replicas >= 0 && self.workers.replicas <= 10000", "workers.replicas is 0 to 10000"),
+        ("self.workers.threads >= 1 && self.workers.threads <= 256", "workers.threads is 1 to 256"),
+        ("self.run.backoffLimit >= 0", "run.backoffLimit is a number of retries, 0 for none"),
+        (
+            "self.run.backoffBaseSeconds >= 0 && self.run.backoffBaseSeconds <= self.run.backoffMaxSeconds",
+            "run.backoffBaseSeconds is 0 or more, and at most run.backoffMaxSeconds",
+        ),
+        (
+            "self.run.pendingDeadlineSeconds >= 0 && self.run.progressDeadlineSeconds >= 0 && "
+            "self.run.activeDeadlineSeconds >= 0",
+            "deadlines are seconds, 0 for none",
+        ),
+        ("self.run.ttlSecondsAfterFinished >= -1", "run.ttlSecondsAfterFinished is seconds, -1 to keep the children"),
+    ]
+    return [{"rule": rule, "message": message} for rule, message in rules]
+
+
+def _immutability_rules(properties: dict[str, Schema]) -> list[dict[str, str]]:
+    """One rule for each field, so that the message names it.
+
+    What CEL cannot look into (`podTemplate`, volumes, ...) is not held: a run goes by the snapshot it began with.
+    """
+    rules = []
+    for name, schema in properties.items():
+        inner = schema.get("properties", {})
+        if name in _ALWAYS_MUTABLE:
+            held = [f"{name}.{part}" for part in inner if part not in _ALWAYS_MUTABLE[name] and part != "runId"]
+        else:
+            held = [name]
+        for path in held:
+            optional = path.replace(".", ".?")
+            rules.append(
+                {
+                    "rule": f"self.run.?runId != oldSelf.run.?runId || self.?{optional} == oldSelf.?{optional}",
+                    "message": f"{path} is immutable; give run.runId another value to start a new run with it",
+                }
+            )
+    return rules
+
+
+def all_crds() -> dict[str, dict[str, Any]]:
+    """Make all definitions, by file name."""
+    return {f"{GROUP}_{plural(kind.name)}.yaml": crd(kind) for kind in KINDS}
+
+
+def to_yaml(document: dict[str, Any]) -> str:
+    """Write a document as people read it: in our order, without anchors, long texts folded."""
+
+    class _Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(document, Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the definitions into a folder."""
+    (folder,) = arguments if arguments is not None else sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, document in all_crds().items():
+        (Path(folder) / name).write_text(f"# Made from the specs by `make crds`; change these.\n{to_yaml(document)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""kopf's part: its watches tell the cache, by handlers that spy on events and write nothing anywhere.
+
+No other kind of handler: those would keep their state in annotations and finalizers of the resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import kopf
+
+from tarmill_operator.model import Resource
+from tarmill_operator.names import LABEL, plural
+from tarmill_operator.watches import Watch
+
+Told = Callable[[str, Resource], None]
+"""Takes what a watch tells: "ADDED", "MODIFIED", "DELETED", or "LISTED" where a watch begins; and the object."""
+
+
+def register(registry: kopf.OperatorRegistry, watches: Iterable[Watch], told: Told) -> None:
+    """Make kopf watch, and tell of each event.
+
+    Args:
+        registry: of kopf.
+        watches: what to watch.
+        told: takes what is told.
+    """
+    for watch in watches:
+        group, _, version = watch.api_version.rpartition("/")
+        kopf.on.event(
+            group=group, version=version, plural=plural(watch.kind), id=f"watch-{watch.kind}", registry=registry
+        )(_handler(watch, told))
+
+
+def _handler(watch: Watch, told: Told) -> Any:
+    async def handle(event: Any, **_: Any) -> None:
+        # items of a list lack these two
+        told(event["type"] or "LISTED", {**event["object"], "apiVersion": watch.api_version, "kind": watch.kind})
+
+    return handle
+
+
+def settings_for(watches: Iterable[Watch]) -> kopf.OperatorSettings:
+    """Make kopf's settings: watches that reconnect, selected by the server; no posting, no peers, nothing scanned."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True  # no rights on namespaces and definitions are needed then
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 30
+    settings.watching.chunk_size = 500
+    settings.networking.request_timeout = 30
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.5
+    settings.process.ultimate_exiting_timeout = 10
+    # never written, but nothing of ours should ever carry kopf's own names
+    settings.persistence.finalizer = f"{LABEL}operator"
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=LABEL.rstrip("/"))
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=LABEL.rstrip("/"))
+    for watch in watches:
+        key = (*watch.api_version.rpartition("/")[::2], plural(watch.kind))
+        if watch.labels:
+            settings.watching.label_selectors[key] = watch.labels
+        if watch.fields:
+            settings.watching.field_selectors[key] = watch.fields
+    return settings

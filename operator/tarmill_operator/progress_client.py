@@ -1,0 +1,143 @@
+"""Asks running runners how it goes, over HTTP, and remembers their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+
+from tarmill_operator.cache import Cache
+from tarmill_operator.model import Observed, Resource
+from tarmill_operator.names import ATTEMPT_LABEL, ROLE_LABEL, RUN_LABEL, RUNNER, STATUS_PORT, UID_LABEL
+
+log = logging.getLogger(__name__)
+
+_TIMEOUT_S = 2.0
+_MAX_BYTES = 65_536
+_AT_A_TIME = 16
+
+Fetch = Callable[[str], Awaitable[dict[str, Any] | None]]
+"""Asks a runner at an address; None where it gives no answer that can be used."""
+
+
+class ProgressClient:
+    """Keeps what runners said last.
+
+    Args:
+        cache: knows the pods.
+        fetch: asks one.
+        wake: told of the uid of a resource whose runner said something new.
+        every_s: how often each is asked; less often where there are many, see `per_second`.
+        per_second: how many are asked in a second at most, since each new word costs a write to the API server.
+    """
+
+    def __init__(
+        self, cache: Cache, fetch: Fetch, wake: Callable[[str], None], *, every_s: float, per_second: float
+    ) -> None:
+        self._cache = cache
+        self._fetch = fetch
+        self._wake = wake
+        self._every_s = every_s
+        self._at_once = max(1, int(per_second * every_s))
+        self._told: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, float] = {}
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
+
+    def of(self, observed: Observed) -> dict[str, Any] | None:
+        """Give the last word of the runner of a resource's current attempt."""
+        status = observed.resource.get("status") or {}
+        ours = (str(status.get("run")), str(status.get("attempt")))
+        words = None
+        for pod in observed.pods:
+            labels = pod["metadata"].get("labels", {})
+            if labels.get(ROLE_LABEL) == RUNNER and (labels.get(RUN_LABEL), labels.get(ATTEMPT_LABEL)) == ours:
+                words = self._told.get(pod["metadata"]["uid"], words)
+        return words
+
+    async def run(self) -> None:
+        """Ask for ever."""
+        while True:
+            begun = asyncio.get_running_loop().time()
+            await self.round()
+            spent = asyncio.get_running_loop().time() - begun
+            await asyncio.sleep(max(0.5, self._every_s - spent))
+
+    async def round(self) -> None:
+        """Ask those that were not asked for the longest time."""
+        pods = {pod["metadata"]["uid"]: pod for pod in self._cache.pods() if _can_be_asked(pod)}
+        known = {pod["metadata"]["uid"] for pod in self._cache.pods()}
+        self._told = {uid: words for uid, words in self._told.items() if uid in known}
+        self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
+        next_ones = sorted(pods, key=lambda uid: self._asked.get(uid, 0.0))[: self._at_once]
+        await asyncio.gather(*(self._ask(uid, pods[uid]) for uid in next_ones))
+
+    async def _ask(self, uid: str, pod: Resource) -> None:
+        async with self._slots:
+            self._asked[uid] = asyncio.get_running_loop().time()
+            words = await self._fetch(url_of(pod["status"]["podIP"]))
+        if words is None:
+            return
+        before = self._told.get(uid)
+        self._told[uid] = words
+        if _news(words) != _news(before):
+            self._wake(pod["metadata"]["labels"][UID_LABEL])
+
+
+def url_of(address: str) -> str:
+    """Give the URL where a runner tells its progress."""
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{STATUS_PORT}/progress"
+
+
+def _news(words: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (words or {}).items() if name != "elapsedSeconds"}
+
+
+def _can_be_asked(pod: Resource) -> bool:
+    status, labels = pod.get("status", {}), pod["metadata"].get("labels", {})
+    return bool(labels.get(ROLE_LABEL) == RUNNER and status.get("phase") == "Running" and status.get("podIP"))
+
+
+class HttpFetch:
+    """Asks runners by HTTP; a runner runs a person's code, so its answer may be anything.
+
+    Args:
+        observer: told for each whether it answered.
+    """
+
+    def __init__(self, observer: Callable[[bool], None] = lambda answered: None) -> None:
+        self._observer = observer
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def __call__(self, url: str) -> dict[str, Any] | None:
+        """Ask; None where there is no answer, or none that can be read."""
+        words = None
+        try:
+            words = await self._get(url)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
+            log.debug("%s: %s", url, error)
+        self._observer(words is not None)
+        return words
+
+    async def _get(self, url: str) -> dict[str, Any] | None:
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+            connector = aiohttp.TCPConnector(limit=_AT_A_TIME, force_close=True)
+            self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        async with self._session.get(url, allow_redirects=False) as answer:
+            data = bytearray()
+            async for part in answer.content.iter_chunked(8192):
+                data += part
+                if len(data) > _MAX_BYTES:
+                    raise ValueError(f"more than {_MAX_BYTES} bytes")
+            words = json.loads(data) if answer.status == 200 else None
+        return words if isinstance(words, dict) and words.get("format") == 1 else None
