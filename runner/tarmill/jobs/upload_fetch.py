@@ -49,7 +49,8 @@ class Pool:
         future: Future[bytes] = Future()
         with self._changed:
             self._queues.setdefault(host, deque()).append((call, future))
-            if not self._idle and self._threads < self._most:
+            # an idle thread may have been woken for another call already
+            if sum(map(len, self._queues.values())) > self._idle and self._threads < self._most:
                 self._threads += 1
                 threading.Thread(target=self._work, name=f"fetch-{self._threads}", daemon=True).start()
             self._changed.notify()
