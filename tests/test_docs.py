@@ -8,7 +8,7 @@ In README.md and docs/*.md, in order and in one folder for each page:
 - a ```python block after `<!-- file: NAME -->` is written to that file.
 
 `<!-- exit: N -->` before a block says how its last command ends; `<!-- needs: nginx -->` leaves it out where there is
-no such program.
+no such program; `<!-- server: s3 -->` runs it beside a real S3 server with a bucket `data`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support import s3_places
 
 from tarmill.cli import main
 
@@ -69,7 +70,7 @@ def matches(expected: str, printed: str) -> bool:
     return re.fullmatch("".join(pieces), printed.rstrip("\n") + "\n") is not None
 
 
-def run(step: Step, folder: Path, place: list[str]) -> None:
+def run(step: Step, folder: Path, place: list[str], server: dict[str, str]) -> None:
     """Run one command where the one before it left off."""
     shell = f"cd {place[0]!r}\n{step.command}\nstatus=$?\npwd > {str(folder / '.place')!r}\nexit $status"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -78,7 +79,7 @@ def run(step: Step, folder: Path, place: list[str]) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PATH": path, "COLUMNS": "120", "TERM": "dumb"},
+        env={**os.environ, "PATH": path, "COLUMNS": "120", "TERM": "dumb", **server},
         text=True,
         check=False,
     )
@@ -90,21 +91,29 @@ def run(step: Step, folder: Path, place: list[str]) -> None:
     place[0] = (folder / ".place").read_text().rstrip("\n")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def marks_of(page: Path) -> list[pytest.MarkDecorator]:
+    return s3_places.MARKS if "<!-- server: s3 -->" in page.read_text() else []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name, marks=marks_of(page)) for page in PAGES])
 @pytest.mark.timeout(300)
-def test_the_examples_of_a_page_run_and_print_what_it_says(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_and_print_what_it_says(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     place = [str(tmp_path)]
+    nothing = {"AWS_CONFIG_FILE": os.devnull + "/none", "AWS_SHARED_CREDENTIALS_FILE": os.devnull + "/none"}
     for remarks, language, text in BLOCK.findall(page.read_text()):
         told = dict(REMARK.findall(remarks))
         if "needs" in told and shutil.which(told["needs"], path=os.environ["PATH"] + ":/usr/sbin") is None:
             continue
+        server = request.getfixturevalue("seaweed").environment() | nothing if told.get("server") == "s3" else {}
         if language == "python" and "file" in told:
             Path(place[0], told["file"]).write_text(text)
         elif language == "sh":
-            run(Step("set -e\n" + text, status=int(told.get("exit", 0))), tmp_path, place)
+            run(Step("set -e\n" + text, status=int(told.get("exit", 0))), tmp_path, place, server)
         elif language == "console":
             for step in steps_of(text, int(told.get("exit", 0))):
-                run(step, tmp_path, place)
+                run(step, tmp_path, place, server)
 
 
 def test_the_generated_parts_are_current() -> None:

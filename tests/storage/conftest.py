@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import fakegcs, motos3, nginx
+from support import fakegcs, motos3, nginx, s3_places
 from support.places import Place
 
 from tarmill import storage
@@ -50,7 +50,7 @@ REAL = ("http", "gs", "fsspec-s3")
 LOCAL = ("file", "mem", "fsspec-memory", "fsspec-local")
 
 
-@pytest.fixture(params=[*LOCAL, *(pytest.param(name, marks=pytest.mark.real) for name in REAL)])
+@pytest.fixture(params=[*LOCAL, *(pytest.param(name, marks=pytest.mark.real) for name in REAL), s3_places.PARAM])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     here = str(tmp_path / "here")
     if request.param == "file":
@@ -65,6 +65,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         server: motos3.MotoS3 = request.getfixturevalue("moto_s3")
         server.use(monkeypatch)
         return place_below("s3", f"s3://{motos3.BUCKET}/{tmp_path.name}/")
+    if request.param == "s3":
+        return s3_places.place(request, tmp_path.name)
     if request.param == "gs":
         gcs: fakegcs.FakeGcs = request.getfixturevalue("gcs")
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs.base)

@@ -7,16 +7,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.bodies import body_of, read_whole
 from support.places import Place
+from support.waiting import wait_for
 
 from tarmill import storage
 from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, StorageError
 from tarmill.storage.readahead import PIECE_BYTES
+from tarmill.values import replace
 
-SIZES = [0, 1, 511, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, (1 << 20) + 1, 20_000_003]
+PART = 8 << 20  # of an upload to S3 or GCS
+SIZES = [
+    *(0, 1, 511, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, (1 << 20) + 1, PART - 1, PART, PART + 1, 20_000_003),
+    *(pytest.param(size, marks=pytest.mark.long) for size in (2 * PART - 1, 2 * PART, 2 * PART + 1, 5 * PART)),
+    *(pytest.param(size, marks=pytest.mark.long) for size in (100_000_000, 300_000_000)),
+]
 ODD_NAMES = [
     "a b.tar",
     "a+b.tar",
@@ -115,11 +123,20 @@ def test_lists_are_sorted_recursive_and_begin_with_the_prefix(place: Place) -> N
     ]
 
 
+def test_lists_go_on_after_a_thousand_names(place: Place) -> None:
+    names = [f"{number:04d}.tar" for number in range(1004)]
+    storage.configure(replace(storage.current_settings(), verify_uploads="none", fsync=False))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write_bytes(place.url(name), name.encode()), names))
+    assert [stat.url for stat in storage.list_urls(place.folder)] == [place.url(name) for name in names]
+    assert [stat.url for stat in storage.list_urls(place.url("1"))] == [place.url(name) for name in names[1000:]]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit])
 def test_an_exception_between_open_and_commit_leaves_nothing(place: Place, error: type[BaseException]) -> None:
     out = storage.open_write(place.url("x.tar"))
     with pytest.raises(error), out:  # noqa: PT012 - the block is the case
-        out.write(body_of(3_000_000))
+        out.write(body_of(place.large_bytes))
         raise error
     with pytest.raises(NotFoundError):
         storage.stat(place.url("x.tar"))
@@ -168,7 +185,7 @@ import signal, sys
 from tarmill import storage
 storage.configure(storage.StorageSettings(spool_memory_bytes=1 << 20))
 with storage.open_write(sys.argv[1], owner="job-1") as out:
-    out.write(bytes(3_000_000))
+    out.write(bytes(int(sys.argv[2])))
     print("written", flush=True)
     signal.pause()
 """
@@ -177,15 +194,20 @@ with storage.open_write(sys.argv[1], owner="job-1") as out:
 def test_a_killed_writer_leaves_nothing_visible_and_nothing_that_sweep_does_not_find(place: Place) -> None:
     if place.can.shared == "process":
         pytest.skip("dies with its process")
-    with subprocess.Popen([sys.executable, "-c", WRITER, place.url("x.tar")], stdout=subprocess.PIPE) as writer:
+    command = [sys.executable, "-c", WRITER, place.url("x.tar"), str(place.large_bytes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"written\n"
+        if place.scheme == "s3":
+            wait_for(place.unfinished, what="the upload to begin")
         writer.kill()
     assert list(storage.list_urls(place.folder)) == []
     left = everything_in(place)
     assert storage.sweep(place.folder, "another-job") == 0
     assert everything_in(place) == left
-    assert storage.sweep(place.folder, "job-1") == len(left)
+    if place.scheme == "s3":
+        assert storage.sweep(place.folder, "job-1", [place.url("y.tar")]) == 0  # whose it is, only its name tells
+    assert storage.sweep(place.folder, "job-1", [place.url("x.tar")]) == len(left)
     assert everything_in(place) == []
 
 
@@ -301,6 +323,7 @@ def everything_in(place: Place) -> list[str]:
 
 
 def _names(place: Place) -> Iterator[str]:
+    yield from place.unfinished()
     if not place.disk:
         yield from (stat.url for stat in storage.list_urls(place.folder))
         return

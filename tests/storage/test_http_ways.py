@@ -16,7 +16,7 @@ from support.webserver import Reply, WebServer
 
 from tarmill import storage
 from tarmill.errors import AccessError, OutputExistsError, SpecError, StorageError
-from tarmill.storage.http_errors import shorten
+from tarmill.storage.answers import shorten
 from tarmill.values import replace
 
 

@@ -17,6 +17,10 @@ class Place:
     folder: str
     disk: str = ""
     """Where its files lie, if that is a folder of this machine."""
+    unfinished: Callable[[], list[str]] = list
+    """What of unfinished outputs the store keeps out of its lists."""
+    large_bytes: int = 3_000_000
+    """More than the store keeps to itself before the commit."""
 
     @property
     def can(self) -> storage.Capabilities:

@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(reply.body)
 
-    do_GET = do_HEAD = do_PUT = do_DELETE = _handle  # noqa: N815 - http.server's names
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 
     def do_CONNECT(self) -> None:
         self._note()

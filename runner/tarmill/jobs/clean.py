@@ -124,6 +124,7 @@ def gather(folder: str, job: str, scratch_base: str) -> JobLeftovers:
     found.files[before:] = sorted(found.files[before:], key=_is_last)
     _take_pointer(found, facts)
     found.manifest = _manifest_of(found, facts)
+    found.outputs = Outputs(_pattern_of(facts), found.folder)
     return found
 
 
@@ -201,6 +202,27 @@ def _output_folders(facts: dict[str, Any]) -> set[str]:
     return {name + "/" for name in safe if not {"..", "_tarmill"} & set(name.split("/"))}
 
 
+class Outputs:
+    """The URLs below a folder that a pattern can name, also where its count is open."""
+
+    def __init__(self, pattern: ShardPattern | None, folder: str) -> None:
+        self._names = frozenset[str]()
+        self._before = self._after = ""
+        if pattern is None or pattern.folder != folder:
+            return
+        with suppress(TarmillError):
+            if pattern.is_open:
+                self._before, _, self._after = pattern.with_count(1).format(0).rpartition("000000")
+            elif pattern.count is not None and pattern.count <= _MAX_OUTPUTS:
+                self._names = frozenset(pattern.expand())
+
+    def __contains__(self, url: object) -> bool:
+        if not (self._before and isinstance(url, str)):
+            return url in self._names
+        digits = url.removeprefix(self._before).removesuffix(self._after)
+        return len(digits) >= 6 and digits.isdigit() and url == f"{self._before}{digits}{self._after}"
+
+
 def _manifest_of(found: JobLeftovers, facts: dict[str, Any]) -> str:
     """Find the data set's manifest that names the job; without one the job is not complete."""
     pattern = _pattern_of(facts)
@@ -231,7 +253,7 @@ def remove(found: JobLeftovers) -> None:
     """
     in_parallel(storage.delete, [file.url for file in found.files if not _is_last(file)])
     for folder in found.temp_folders:
-        storage.sweep(folder, found.job)
+        storage.sweep(folder, found.job, found.outputs)
     for file in filter(_is_last, found.files):
         storage.delete(file.url)
     folders = list(found.folders)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat as stat_bits
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 
 from tarmill import storage
@@ -43,6 +43,8 @@ class JobLeftovers:
     """Local folders that are empty then."""
     temp_folders: list[str] = field(default_factory=list)
     """Folders of a store that is to be asked to sweep what was not finished there."""
+    outputs: Container[str] = ()
+    """URLs that are outputs of the job."""
     manifest: str = ""
     """The data set's manifest, where it says that this job is complete."""
     notes: list[str] = field(default_factory=list)

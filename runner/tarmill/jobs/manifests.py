@@ -55,10 +55,11 @@ class JobFolder:
         return {done.index: done for done in in_parallel(look, indices, self.url) if done is not None}
 
     def sweep(self, files: Iterable[str]) -> None:
-        """Remove unfinished temp files that killed processes of this job left, here and beside its other files."""
-        for folder in sorted({url[: url.rfind("/") + 1] for url in files} | {self.url}):
+        """Remove what killed processes of this job left unfinished, here and beside its other files."""
+        outputs = frozenset(files)
+        for folder in sorted({url[: url.rfind("/") + 1] for url in outputs} | {self.url}):
             with suppress(NotFoundError):
-                storage.sweep(folder or "./", self.job)
+                storage.sweep(folder or "./", self.job, outputs)
 
 
 def shard_manifest(state: str, index: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
@@ -294,10 +294,15 @@ class Store(ABC):
     def delete(self, url: str) -> None:
         """Remove an object; a missing one is fine."""
 
-    def sweep(self, folder_url: str, owner: str) -> int:
-        """Remove what killed processes of `owner` left in this folder (not below); how many that were.
+    def sweep(self, folder_url: str, owner: str, outputs: Container[str] = ()) -> int:
+        """Remove what killed processes of `owner` left in this folder; how many that were.
 
-        Only when no other process of that owner is writing there.
+        Only when no other process of that owner is writing there. Folders below are swept too where a store has none.
+
+        Args:
+            folder_url: ends with "/".
+            owner: as it was given to `open_write`.
+            outputs: URLs that nobody else writes; some stores do not know whose an unfinished output is.
         """
         return 0
 

@@ -58,7 +58,7 @@ class ResumingBody(ABC):
         """Whether an answer is being read."""
 
     @abstractmethod
-    def _read_some(self, amount: int) -> bytes:
+    def _read_some(self, amount: int) -> bytes | memoryview:
         """Give the next bytes of the answer; b"" only where its end is told by nothing else. Raises StorageError."""
 
     @abstractmethod
@@ -88,7 +88,7 @@ class ResumingBody(ABC):
         assert self._stat is not None, "open() comes first"
         return self._stat
 
-    def read(self, amount: int) -> bytes:
+    def read(self, amount: int) -> bytes | memoryview:
         """Give the next bytes, at most `amount`; b"" only where the last byte was given."""
         while not self._stop.is_set():
             if self._end is not None and self._offset >= self._end:

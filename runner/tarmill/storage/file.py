@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat as stat_bits
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,7 @@ class FileStore(Store):
         except OSError as error:
             raise_os_error(error, url, "deleting")
 
-    def sweep(self, folder_url: str, owner: str) -> int:
+    def sweep(self, folder_url: str, owner: str, outputs: Container[str] = ()) -> int:
         """Remove temp files of `owner` in this folder; how many that were."""
         folder = local_path(folder_url)
         count = 0

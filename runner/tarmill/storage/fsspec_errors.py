@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from tarmill.errors import AccessError, ChangedError, NoSpaceError, NotFoundError, StorageError, TarmillError
+from tarmill.storage.answers import shorten
 from tarmill.storage.body import Stopped
-from tarmill.storage.http_errors import shorten
 from tarmill.storage.pending import UploadCancelled
 from tarmill.storage.retry import RETRIED_STATUSES
 from tarmill.storage.urls import HIDDEN, mask

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -127,7 +127,7 @@ class FsspecStore(RemoteStore):
         with suppress(NotFoundError):
             with_retries(remove, Retrier(settings))
 
-    def sweep(self, folder_url: str, owner: str) -> int:
+    def sweep(self, folder_url: str, owner: str, outputs: Container[str] = ()) -> int:
         """Remove the temp files of `owner` in this folder; how many that were."""
         folder = self._path(folder_url, is_folder=True)
         mount = mount_for(folder_url, current_settings())

@@ -13,7 +13,7 @@ import aiohttp
 from google.auth import exceptions as auth_errors
 
 from tarmill.errors import AccessError, ChangedError, NotFoundError, SpecError, StorageError
-from tarmill.storage.http_errors import shorten
+from tarmill.storage.answers import shorten
 from tarmill.storage.retry import RETRIED_STATUSES, retry_after_s
 from tarmill.storage.urls import mask
 

@@ -178,7 +178,7 @@ class GsWriteStream(UploadStream):
             while piece := body.read(512 << 10):
                 if self._stop.is_set():
                     raise UploadCancelled
-                found = crc32c_of(piece, found)
+                found = crc32c_of(bytes(piece), found)
         finally:
             body.close()
         if found != self._crc:

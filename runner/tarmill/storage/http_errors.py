@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 import socket
 from typing import NoReturn
 
@@ -20,11 +18,10 @@ from urllib3.exceptions import (
 from urllib3.response import BaseHTTPResponse
 
 from tarmill.errors import AccessError, ChangedError, NoSpaceError, NotFoundError, SpecError, StorageError
+from tarmill.storage.answers import shorten
 from tarmill.storage.http_auth import scrub
 from tarmill.storage.retry import RETRIED_STATUSES, retry_after_s
 from tarmill.storage.urls import mask
-
-_SHOWN_BODY = 300
 
 
 def raise_network_error(error: Exception, method: str, url: str) -> NoReturn:
@@ -103,10 +100,3 @@ def status_error(method: str, url: str, response: BaseHTTPResponse, credential: 
     retryable = status in RETRIED_STATUSES
     after = retry_after_s(response.headers) if retryable else None
     return StorageError(message, retryable=retryable, retry_after_s=after, **facts)
-
-
-def shorten(text: str) -> str:
-    """Make one short line of what a server says, without its HTML (pure)."""
-    plain = re.sub(r"(?is)<(script|style|head)\b.*?</\1>|<[^>]*>", " ", text)
-    line = " ".join(html.unescape(plain).split())
-    return line if len(line) <= _SHOWN_BODY else line[: _SHOWN_BODY - 3] + "..."

@@ -5,63 +5,34 @@ nginx, Apache and object stores publish such a body when its last byte has arriv
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
-from xxhash import xxh3_128
-
-from tarmill.errors import ChangedError, NotFoundError, OutputExistsError, StorageError
-from tarmill.storage.base import PendingCommit, Stat, WriteStream
+from tarmill.errors import ChangedError, NotFoundError, StorageError
+from tarmill.storage.base import Stat
 from tarmill.storage.http_client import drain, exchange
 from tarmill.storage.http_objects import STORED, head, head_once, remove, server_age_s
 from tarmill.storage.http_read import HttpBody
-from tarmill.storage.pending import PendingUpload, UploadCancelled
+from tarmill.storage.pending import UploadCancelled
 from tarmill.storage.retry import Retrier
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.spool import Spool
-from tarmill.storage.urls import mask
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+from tarmill.storage.uploads import RemoteWriteStream, exists_already
 
 _MAX_DAMAGED = 3
 _SLOW_STORE_BYTES_PER_S = 20e6
 
 
-class HttpWriteStream(WriteStream):
-    """An output that waits in a `Spool`; `commit` uploads it.
-
-    `commit_async` uploads in a thread, so that the next output can be filled meanwhile. Keep one upload in flight per
-    task: two spools are the bound of memory and scratch.
-    """
+class HttpWriteStream(RemoteWriteStream):
+    """An output that waits in a `Spool`; `commit` uploads it."""
 
     def __init__(self, url: str, settings: StorageSettings, exclusive: bool, content_type: str | None) -> None:
-        super().__init__(url)
-        self._settings = settings
+        super().__init__(url, settings, content_type)
         self._exclusive = exclusive
-        self._content_type = content_type or "application/octet-stream"
         self._spool = Spool(settings.spool_memory_bytes, settings.scratch_dir)
-        self._hash = xxh3_128() if settings.verify_uploads == "hash" else None
-        self._stop = threading.Event()
 
-    def write(self, data: ReadableBuffer, /) -> int:
-        """Append all of `data`; bytes objects are kept without a copy."""
-        self._must_be_open()
-        block = data if type(data) is bytes else bytes(data)
-        if self._hash is not None:
-            self._hash.update(block)
+    def _take(self, block: bytes) -> None:
         self._spool.append(block)
-        self.bytes_written += len(block)
-        return len(block)
-
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
-        """Append many pieces, joined."""
-        return self.write(b"".join(pieces))
-
-    def _write(self, data: memoryview) -> None:
-        raise AssertionError("write does it itself")
 
     def _commit(self) -> Stat:
         try:
@@ -72,20 +43,6 @@ class HttpWriteStream(WriteStream):
     def _abort(self) -> None:
         self._spool.close()
 
-    def commit_async(self) -> PendingCommit:
-        """Upload in a thread; ask `result()` of what comes back."""
-        self._must_be_open()
-        self._state = "committed"
-        return PendingUpload(self._run_pending, self._stop)
-
-    def _run_pending(self) -> Stat:
-        try:
-            self._receipt = self._commit()
-        except BaseException:
-            self._state = "aborted"
-            raise
-        return self._receipt
-
 
 class _Upload:
     """Puts one spool until the server has it, or refuses."""
@@ -95,7 +52,7 @@ class _Upload:
         self._url = stream.url
         self._settings = stream._settings
         self._clock = clock
-        self._retrier = Retrier(self._settings, self._pause)
+        self._retrier = Retrier(self._settings, self._stream._pause)
         self._damaged = 0
         self._all_sent = False
 
@@ -132,10 +89,7 @@ class _Upload:
                 answer_timeout_s=patience,
             )
         except ChangedError:  # 412: If-None-Match
-            raise OutputExistsError(
-                f"{mask(self._url)} exists already and was to be created; remove it, or allow overwriting",
-                url=mask(self._url),
-            ) from None
+            raise exists_already(self._url) from None
         drain(response)
 
     def _pieces(self) -> Iterator[bytes]:
@@ -145,19 +99,12 @@ class _Upload:
             yield piece
         self._all_sent = True
 
-    def _pause(self, seconds: float) -> None:
-        if self._stream._stop.wait(seconds):
-            raise UploadCancelled
-
     def _must_not_exist(self) -> None:
         try:
             head(self._url, self._settings)
         except NotFoundError:
             return
-        raise OutputExistsError(
-            f"{mask(self._url)} exists already and was to be created; remove it, or allow overwriting",
-            url=mask(self._url),
-        )
+        raise exists_already(self._url)
 
     def _is_ours(self, error: StorageError, elapsed_s: float) -> bool:
         """After an answer that was lost: is what the server has now what we sent, by size and by the server's clock?
@@ -178,42 +125,10 @@ class _Upload:
         """Make sure that the server has what was sent, as far as `verify_uploads` goes."""
         if self._settings.verify_uploads == "none":
             return Stat(self._url, self._stream.bytes_written, "", None)
-        stat = head(self._url, self._settings, Retrier(self._settings, self._pause))
-        sent = self._stream.bytes_written
-        shown = mask(self._url)
-        if stat.size_bytes != sent:
-            found = "does not tell how many" if stat.size_bytes is None else f"has {stat.size_bytes}"
-            raise StorageError(
-                f"PUT {shown}: {sent} bytes were sent and accepted, the server {found}; either another writer works "
-                "there, or the server is not to be trusted (verify_uploads=none stops asking)",
-                url=shown,
-                retryable=stat.size_bytes is not None,
-                damaged=True,
-            )
-        if self._stream._hash is not None:
-            self._read_back(stat, self._stream._hash.digest())
+        stat = head(self._url, self._settings, Retrier(self._settings, self._stream._pause))
+        self._stream._must_be_what_was_sent(stat)
+        self._stream._must_read_back(HttpBody(self._url, self._settings, version=stat.version or None))
         return stat
-
-    def _read_back(self, stat: Stat, digest: bytes) -> None:
-        body = HttpBody(self._url, self._settings, version=stat.version or None)
-        found = xxh3_128()
-        try:
-            body.open()
-            while piece := body.read(256 << 10):
-                if self._stream._stop.is_set():
-                    raise UploadCancelled
-                found.update(piece)
-        finally:
-            body.close()
-        if found.digest() != digest:
-            shown = mask(self._url)
-            raise StorageError(
-                f"PUT {shown}: what was read back is not what was sent ({found.hexdigest()} instead of "
-                f"{digest.hex()}); something between here and the server's disk changes bytes",
-                url=shown,
-                retryable=True,
-                damaged=True,
-            )
 
     def _give_up_on_damage(self, error: StorageError) -> None:
         """After a few damaged copies remove the last one: no file is better than a wrong one."""

@@ -14,6 +14,12 @@ class UploadCancelled(Exception):
     """The upload was told to stop, and did before its object could appear."""
 
 
+def pause(stop: threading.Event, seconds: float) -> None:
+    """Sleep, unless told to stop. Raises UploadCancelled."""
+    if stop.wait(seconds):
+        raise UploadCancelled
+
+
 class PendingUpload:
     """The `PendingCommit` of stores that are waited for: an upload in a thread.
 

@@ -24,7 +24,7 @@ _JOIN_S = 2.0
 class Source(Protocol):
     """Bytes in order, from one thread at a time."""
 
-    def read(self, amount: int) -> bytes:
+    def read(self, amount: int) -> bytes | memoryview:
         """Give the next bytes, at most `amount`; b"" only at the true end. Raises StorageError."""
 
     def interrupt(self) -> None:
@@ -40,7 +40,7 @@ class _Pump:
     def __init__(self, source: Source, buffer_bytes: int) -> None:
         self.source = source
         self.room = buffer_bytes
-        self.pieces: deque[bytes] = deque()
+        self.pieces: deque[bytes | memoryview] = deque()
         self.changed = threading.Condition()
         self.finished = False
         self.stopped = False
@@ -66,7 +66,7 @@ class _Pump:
                 self.finished = True
                 self.changed.notify()
 
-    def take(self) -> bytes:
+    def take(self) -> bytes | memoryview:
         with self.changed:
             while not self.pieces and not self.finished:
                 self.changed.wait()
@@ -118,7 +118,7 @@ class ReadAhead(ReadStream):
         self._rest = self._rest[count:]
         return count
 
-    def _next(self) -> bytes:
+    def _next(self) -> bytes | memoryview:
         if self._at_end:
             return b""
         if self._pid != os.getpid():

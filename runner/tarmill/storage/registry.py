@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ _STORES = {
     "https": ("tarmill.storage.http", "HttpStore"),
     "gs": ("tarmill.storage.gs", "GsStore"),
     "gcs": ("tarmill.storage.gs", "GsStore"),
+    "s3": ("tarmill.storage.s3", "S3Store"),
+    "s3a": ("tarmill.storage.s3", "S3Store"),
 }
 # Without its library the fsspec file system of a scheme serves it, if that is installed.
 _LIBRARIES = {"s3": "obstore", "s3a": "obstore"}
@@ -42,13 +44,10 @@ def _store_of_scheme(scheme: str) -> Store | None:
         except ModuleNotFoundError as error:
             if scheme not in _EXTRAS or (error.name or "").startswith("tarmill"):
                 raise
-            raise SpecError(
-                f"{scheme}:// needs the library {error.name}, which is not installed; "
-                f"pip install 'tarmill[{_EXTRAS[scheme]}]'",
-                field="url",
-                value=f"{scheme}://",
-            ) from error
+            raise _not_installed(scheme, error.name or "") from error
         return store
+    if scheme in _LIBRARIES and not find_spec("s3fs"):
+        raise _not_installed(scheme, _LIBRARIES[scheme])
     try:
         from tarmill.storage.fsspec_store import FsspecStore
     except ModuleNotFoundError as error:
@@ -56,6 +55,14 @@ def _store_of_scheme(scheme: str) -> Store | None:
             raise
         return None
     return FsspecStore.for_scheme(scheme)
+
+
+def _not_installed(scheme: str, package: str) -> SpecError:
+    return SpecError(
+        f"{scheme}:// needs the library {package}, which is not installed; pip install 'tarmill[{_EXTRAS[scheme]}]'",
+        field="url",
+        value=f"{scheme}://",
+    )
 
 
 def store_for(url: str) -> Store:
@@ -138,9 +145,9 @@ def delete(url: str) -> None:
     store_for(url).delete(url)
 
 
-def sweep(folder_url: str, owner: str) -> int:
+def sweep(folder_url: str, owner: str, outputs: Container[str] = ()) -> int:
     """Remove what killed processes of `owner` left in a folder (see `Store.sweep`)."""
-    return store_for(folder_url).sweep(folder_url, owner)
+    return store_for(folder_url).sweep(folder_url, owner, outputs)
 
 
 def read_bytes(url: str, *, version: str | None = None) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
 from collections.abc import Iterator
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from tarmill.errors import AccessError, NoSpaceError, StorageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _PIECE_BYTES = 512 << 10
 
@@ -65,6 +69,11 @@ class Spool:
         assert not self._pieces
         return f"/proc/self/fd/{self._file.fileno()}"
 
+    def reader(self) -> io.BufferedReader:
+        """Give everything as a file to read and seek in; good until `close`."""
+        fd = self._file.fileno() if self._file is not None else -1
+        return io.BufferedReader(_Reader(b"".join(self._pieces), fd, self.size_bytes), _PIECE_BYTES)
+
     def close(self) -> None:
         """Forget everything."""
         self._pieces.clear()
@@ -84,3 +93,35 @@ class Spool:
         raise kind(
             f"the scratch folder {folder} cannot be used: {error.strerror}; see --scratch-dir", url=folder
         ) from error
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, head: bytes, fd: int, size_bytes: int) -> None:
+        self._head = head
+        self._fd = fd
+        self._size_bytes = size_bytes
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        piece = memoryview(self._head)[self._offset : self._offset + len(view)]
+        count = len(piece)
+        if piece:
+            view[:count] = piece
+        elif self._fd >= 0:
+            count = os.preadv(self._fd, [view], self._offset - len(self._head))
+        self._offset += count
+        return count
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._offset = max(0, offset + (0, self._offset, self._size_bytes)[whence])
+        return self._offset
+
+    def tell(self) -> int:
+        return self._offset

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from tarmill.storage.base import PendingCommit, Stat, WriteStream
-from tarmill.storage.pending import PendingUpload, UploadCancelled
+from tarmill.storage.pending import PendingUpload, pause
 
 
 class UploadStream(WriteStream):
@@ -31,5 +31,4 @@ class UploadStream(WriteStream):
         return self._receipt
 
     def _pause(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise UploadCancelled
+        pause(self._stop, seconds)
