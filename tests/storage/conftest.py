@@ -64,7 +64,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "fsspec-s3":
         server: motos3.MotoS3 = request.getfixturevalue("moto_s3")
         server.use(monkeypatch)
-        return place_below("s3", f"s3://{motos3.BUCKET}/{tmp_path.name}/")
+        return place_below("s3fs", f"s3://{motos3.BUCKET}/{tmp_path.name}/")
     if request.param == "s3":
         return s3_places.place(request, tmp_path.name)
     if request.param == "gs":

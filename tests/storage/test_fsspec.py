@@ -319,7 +319,7 @@ def test_schemes_that_cannot_be_served_come_with_the_cure(url: str, text: str) -
     ("gcsfs", "gs://b/x.tar", "gs:// needs the library gcsfs, which is not installed; pip install 'tarmill[gs]'"),
     ("google_crc32c", "gcs://b/x.tar", "pip install 'tarmill[gs]'"),
     ("fsspec", "sftp://host/x.tar", "pip install 'tarmill[fsspec]'"),
-    ("s3fs", "s3://b/x.tar", "Install s3fs to access S3"),
+    ("s3fs", "s3://b/x.tar", "pip install 'tarmill[s3]'"),
 ])  # fmt: skip
 def test_a_missing_library_is_named_with_its_cure(missing: str, url: str, cure: str) -> None:
     program = (

@@ -9,10 +9,14 @@ from functools import cache
 from tarmill import storage
 
 
+_STEP_BYTES = 64 << 20  # randbytes makes one number of it, which may have 2^31 bits at most
+
+
 @cache
 def body_of(size: int, seed: int = 0) -> bytes:
     """Give random bytes, the same for the same size and seed."""
-    return random.Random(f"{seed}/{size}").randbytes(size)
+    source = random.Random(f"{seed}/{size}")
+    return b"".join(source.randbytes(min(_STEP_BYTES, size - done)) for done in range(0, size, _STEP_BYTES))
 
 
 def read_whole(url: str, version: str | None = None) -> bytes:
