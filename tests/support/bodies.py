@@ -8,7 +8,6 @@ from functools import cache
 
 from tarmill import storage
 
-
 _STEP_BYTES = 64 << 20  # randbytes makes one number of it, which may have 2^31 bits at most
 
 
