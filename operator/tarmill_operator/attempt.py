@@ -109,7 +109,8 @@ class Attempt:
             if condition.get("status") == "True"
         }
         if "Complete" in ended or (words and words.get("outcome") == "succeeded"):
-            return Verdict(succeeded=True)
+            # what it has made is in its last words, which may not have been told yet
+            return Verdict(succeeded=True) if words or self._observed.fresh else Verdict(look_closer=True)
         # the condition FailureTarget comes first, Failed only when the pod is gone
         failed = bool(ended & {"Failed", "FailureTarget"})
         gone = self._job is None and (self._pod is not None or "runningTime" in self._status)

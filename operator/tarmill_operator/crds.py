@@ -23,10 +23,6 @@ from tarmill_operator.status_schema import PRINTER_COLUMNS, STATUS
 SHORT_NAMES = {"ShardMap": "smap", "ShardExtract": "sext", "ShardShuffle": "sshuf", "ShardSort": "ssort"} | {
     "ShardUpload": "sup"
 }
-NOT_IN_CLUSTER = frozenset(
-    {"scheduler", "workers", "tls_ca", "tls_cert", "tls_key", "dry_run", "report", "log_format", "quiet"}
-)
-"""Options of a command line that mean nothing in a resource: its `workers`, `runner` and status say these."""
 SCRIPTS = ("script", "reduce_script")
 CLUSTER_FIELDS = frozenset(
     {"image", "imagePullPolicy", "imagePullSecrets", "runner", "workers", "cluster", "run", "failure"}
@@ -142,7 +138,7 @@ def _kind_properties(kind: Kind) -> dict[str, Schema]:
 
 
 def _common_properties(kind: Kind) -> dict[str, Schema]:
-    options = properties_of(options_of(kind), NOT_IN_CLUSTER)
+    options = properties_of(options_of(kind))
     text = {"type": "string", "maxLength": MAX_TEXT}
     return {
         "options": {"type": "object", "description": "Run options of the command line.", "properties": options},

@@ -51,7 +51,7 @@ def fold(status: dict[str, Any], told: dict[str, Any]) -> None:
             {part: str(failure.get(part, ""))[:length] for part, length in _TEXTS.items()}
             for failure in known[:_MAX_FAILURES]
         ]
-    for name in ("manifest", "report"):
+    for name in ("output", "manifest", "report"):
         if isinstance(told.get(name), str) and told[name]:
             status[name] = told[name][:_MAX_URL]
 

@@ -80,6 +80,10 @@ REASONS: dict[str, Reason] = {
     "OutputExists": Reason("The output is there already, from another job.", "Another output, or exists: overwrite."),
     "TaskTimeout": Reason("A shard made no progress for options.taskTimeout.", "See which sample hangs."),
     "WorkerDied": Reason("A shard kills its worker each time it runs alone.", "See the message; it may need memory."),
+    "ClusterLost": Reason("The Dask scheduler is gone or does not answer.", "See the runner's and scheduler's pods."),
+    "NoWorkers": Reason("No worker was there for options.waitForWorkers.", "Look at the workers' pods and the nodes."),
+    "OutOfMemory": Reason("Python found no memory, short of the limit.", "Raise resources.limits.memory."),
+    "UnexpectedError": Reason("A fault of tarmill itself.", "See the log for the traceback, and report it."),
     # -- what ends a run ----------------------------------------------------------------------------------------------
     "UsageError": Reason("The request cannot be carried out as it is written.", "Correct it; new run.runId."),
     "BackoffLimitExceeded": Reason("As many attempts failed as run.backoffLimit allows.", "See status.lastFailure."),
@@ -110,6 +114,13 @@ OF_ERRORS = {
     "CompressionError": "FormatError",
     "SampleError": "FormatError",
     "LimitError": "FormatError",
+    "ClusterError": "ClusterLost",
+    "NoWorkersError": "NoWorkers",
+    "MemoryError": "OutOfMemory",
+    "UnexpectedError": "UnexpectedError",
+    "TarmillError": "RunnerFailed",
+    "Interrupted": "Disrupted",
+    "Completed": "Completed",
 }
 """Class of an error, as a runner's last words name it -> reason."""
 

@@ -149,7 +149,8 @@ class _Run:
         if verdict.over is not None:
             return self._fail(verdict.over, verdict.cause)
         wanted = attempt.wanted()
-        if any(one["kind"] == "Job" for one in wanted) and (self.number, self.status["attempt"]) != (1, 1):
+        first = (self.number, self.status["attempt"], self.before.get("reason")) == (1, 1, "Planned")
+        if any(one["kind"] == "Job" for one in wanted) and not first:
             if not self.observed.fresh:
                 return self._look_closer()
             if waiting := self._wait_for_earlier_runner(verdict):

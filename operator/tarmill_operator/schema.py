@@ -21,17 +21,12 @@ MAX_ITEMS = 128
 _LONG_TEXTS = frozenset({"script", "reduce_script"})
 
 
-def properties_of(kind: type[Any], leave_out: frozenset[str] = frozenset()) -> dict[str, Schema]:
-    """Give the schema of each field of a spec, by its name in files.
-
-    Args:
-        kind: a spec.
-        leave_out: names of fields, as in Python.
-    """
+def properties_of(kind: type[Any]) -> dict[str, Schema]:
+    """Give the schema of each field of a spec, by its name in files; of none that belongs to a command line."""
     return {
         camel(field.name): field_schema(field, option_of(field))
         for field in fields(kind)
-        if field.name not in leave_out and not option_of(field).hidden
+        if not option_of(field).local
     }
 
 
@@ -51,7 +46,7 @@ def field_schema(field: Field, known: Option) -> Schema:
     if known.choices:
         schema["enum"] = list(known.choices)
     default = None if field.required else field.make_default()
-    if default not in (None, "", (), {}):
+    if default not in (None, "", (), {}) and not known.hidden:  # the runner knows better, by the script's path
         schema["default"] = default
     return schema
 

@@ -56,7 +56,7 @@ def test_whatever_is_said_fits(
     message: str, reason: str, dropped: dict[str, int], urls: tuple[str, str], failures: list[dict[str, str]]
 ) -> None:
     numbers = {name: {"read": 1 << 60, "written": 1 << 60, "total": 1 << 60} for name in ("shards", "samples", "bytes")}
-    given = {"message": message, "reason": reason, "dropped": dropped, "manifest": urls[0], "report": urls[1]}
+    given = {"message": message, "reason": reason, "dropped": dropped, "output": "", "manifest": urls[0], "report": urls[1]}
     written = fit({"format": 1, "job": "0" * 16, **numbers, **given, "failures": failures})
     assert len(written) <= LIMIT_BYTES
     found = json.loads(written)
@@ -64,6 +64,17 @@ def test_whatever_is_said_fits(
     assert sum(found["dropped"].values()) == sum(dropped.values())
     if sum(len(text.encode("utf-8", "replace")) for text in (message, reason, *urls)) < 500 and not failures:
         assert len(found["dropped"]) in (len(dropped), 31, 16, 11, 6, 4, 1)
+
+
+def test_what_was_written_is_named_with_its_count_so_that_another_job_can_read_it() -> None:
+    done = status_of(output="s3://b/out-@.tar", shards_done=5)
+    assert words_of(None, done)["output"] == "s3://b/out-@000005.tar"
+    assert words_of(ScriptError("no"), status_of(output="s3://b/out-@.tar"))["output"] == "s3://b/out-@.tar"
+    added = status_of(output="out-@.tar", shards_done=5, shards_before=7)
+    assert words_of(None, added)["output"] == "out-@000012.tar"
+    for as_it_is in ("out-@0005.tar", "rows.csv", "-", "s3://b/" + "x" * 600 + "-@0005.tar"):
+        told = words_of(None, status_of(output=as_it_is, shards_done=5))["output"]
+        assert told == (as_it_is if len(as_it_is) <= 500 else "")
 
 
 @given(text=TEXTS, characters=st.integers(20, 2000))

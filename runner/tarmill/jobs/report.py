@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from tarmill.errors import TarmillError, reason_of
+from tarmill.errors import ShardPatternError, TarmillError, reason_of
+from tarmill.formats.shards import ShardPattern
 from tarmill.planning.counts import Counts
 from tarmill.values import field, valueclass
 
@@ -49,11 +50,23 @@ class Report:
     """Index files for other readers that were written: URLs, and how many stand beside each shard."""
     url: str = ""
     """Where `--report` has written it."""
+    shards_before: int | None = None
+    """Of a data set that was added to: how many numbers its shards had used before."""
 
     @property
     def succeeded(self) -> bool:
         """Whether every shard is done and every sample is accounted for."""
         return not self.failures and self.shards_done == self.shards_total and self.counts.missing == 0
+
+    @property
+    def data_set(self) -> str:
+        """The shard pattern that names just the shards of the finished data set: `out-@.tar` -> `out-@000012.tar`."""
+        count = self.shards_total + (self.shards_before or 0)
+        try:
+            pattern = ShardPattern.parse(self.output)
+            return pattern.with_count(count).text if self.succeeded and pattern.is_open and count else self.output
+        except ShardPatternError:
+            return self.output
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-able values, for `--report`."""

@@ -220,9 +220,11 @@ def _find_appended(work: Upload, base: Base) -> None:
 
     assert work.folder is not None
     work.base = base
+    work.report.shards_before = base.first
     if (part := base.part_of(work.job.job)) is not None:
         report = work.report
         report.shards_total = report.shards_done = report.shards_resumed = int(part["shards"])
+        report.shards_before = base.first - report.shards_total
         report.counts = Counts.from_dict(part["counts"])
         work.is_complete, work.outputs = True, []
     elif begun_at(work.folder) == base.first and work.spec.exists != "fail":

@@ -74,6 +74,7 @@ def last_words(status: Status, error: BaseException | None) -> bytes:
             "message": message_of(error),
             **status.counts(),
             "dropped": dict(report.counts.dropped) if report else {},
+            "output": report.data_set if report else "",
             "manifest": report.manifest if report and report.succeeded else "",
             "report": report.url if report else "",
             "failures": failures,
@@ -89,6 +90,8 @@ def fit(words: Mapping[str, Any], limit_bytes: int = LIMIT_BYTES) -> bytes:
             "reason": shorten(words["reason"], 64),
             "message": shorten(words["message"], message),
             "dropped": _most_frequent(words["dropped"], reasons),
+            # a shortened pattern would name other shards
+            "output": words["output"] if len(words["output"]) <= urls else "",
             "manifest": shorten(words["manifest"], urls),
             "report": shorten(words["report"], urls),
             "failures": [

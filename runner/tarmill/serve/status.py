@@ -183,6 +183,7 @@ class Status(Listener):
                 "workers": self._workers(),
                 "lastProgressTime": datetime.fromtimestamp(self._changed_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "failures": [dict(failure) for failure in self._failures],
+                "output": (report.data_set if self._phase == "done" else report.output) if report else "",
                 "manifest": report.manifest if report else "",
                 "message": self._message,
             }
