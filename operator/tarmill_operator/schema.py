@@ -24,9 +24,7 @@ _LONG_TEXTS = frozenset({"script", "reduce_script"})
 def properties_of(kind: type[Any]) -> dict[str, Schema]:
     """Give the schema of each field of a spec, by its name in files; of none that belongs to a command line."""
     return {
-        camel(field.name): field_schema(field, option_of(field))
-        for field in fields(kind)
-        if not option_of(field).local
+        camel(field.name): field_schema(field, option_of(field)) for field in fields(kind) if not option_of(field).local
     }
 
 

@@ -56,7 +56,14 @@ def test_whatever_is_said_fits(
     message: str, reason: str, dropped: dict[str, int], urls: tuple[str, str], failures: list[dict[str, str]]
 ) -> None:
     numbers = {name: {"read": 1 << 60, "written": 1 << 60, "total": 1 << 60} for name in ("shards", "samples", "bytes")}
-    given = {"message": message, "reason": reason, "dropped": dropped, "output": "", "manifest": urls[0], "report": urls[1]}
+    given = {
+        "message": message,
+        "reason": reason,
+        "dropped": dropped,
+        "output": "",
+        "manifest": urls[0],
+        "report": urls[1],
+    }
     written = fit({"format": 1, "job": "0" * 16, **numbers, **given, "failures": failures})
     assert len(written) <= LIMIT_BYTES
     found = json.loads(written)
