@@ -138,16 +138,28 @@ class Executor:
         raise LookAgain from error
 
     async def _delete(self, resource: Resource, ref: Ref) -> None:
+        namespace = resource["metadata"]["namespace"]
         try:
-            left = await self._api.delete(resource["metadata"]["namespace"], ref)
+            left = await self._api.delete(namespace, ref)
         except ApiError as error:
-            if error.status not in (404, 409):  # gone, or another of that name
+            if error.status == 409 and not (ref.uid and await self._is_another(namespace, ref)):
+                raise LookAgain from error
+            if error.status not in (404, 409):
                 raise
             left = None
         if left is not None:
             self._cache.put(left)
         elif ref.uid:
             self._cache.forget(ref)
+
+    async def _is_another(self, namespace: str, ref: Ref) -> bool:
+        try:
+            there = await self._api.get(namespace, ref)
+        except ApiError as error:
+            if error.status == 404:
+                return True
+            raise
+        return bool(there["metadata"]["uid"] != ref.uid)
 
     async def _keep_logs(self, observed: Observed, decision: Decision) -> None:
         """Keep the last lines of pods before they go; whatever that fails for must not keep what follows from it."""

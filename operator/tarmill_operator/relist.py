@@ -18,6 +18,7 @@ from tarmill_operator.watches import Watch
 log = logging.getLogger(__name__)
 
 _SOON_S = 2.0
+_AFTER_FAILURE_S = 10.0
 
 
 class Relist:
@@ -80,37 +81,40 @@ class Relist:
                 await self.everything()
             except ApiError as error:
                 log.warning("the list that corrects what watches told has failed, and is tried again: %s", error)
-                await asyncio.sleep(_SOON_S)
+                await asyncio.sleep(_AFTER_FAILURE_S)
                 self._soon.set()
 
     async def everything(self) -> None:
-        """List all kinds once.
+        """List all kinds once, also those after one that cannot be listed.
 
         Raises:
-            ApiError: a list failed in a way that may pass.
+            ApiError: a list failed.
         """
+        failed: ApiError | None = None
         for watch in self._watches():
-            missed = self._untold.get(watch.kind, {})
-            untold: dict[str, str] = {}
-            for namespace in self._namespaces:
-                untold |= await self._one(watch, namespace)
-            # what the list before this one told, no watch told since, and is still there: the watch is deaf
-            still = [uid for uid in missed if uid not in untold and self._cache.knows(watch.kind, uid)]
-            self._deaf[watch.kind] = self._deaf.get(watch.kind, 0) + 1 if still else 0
-            self._untold[watch.kind] = untold
-            if self._deaf[watch.kind] > 1:
-                log.error("no watch tells of %s any more: %d objects were found by lists alone", watch.kind, len(still))
+            try:
+                await self._all_of(watch)
+            except ApiError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _all_of(self, watch: Watch) -> None:
+        missed = self._untold.get(watch.kind, {})
+        untold: dict[str, str] = {}
+        for namespace in self._namespaces:
+            untold |= await self._one(watch, namespace)
+        # what the list before this one told, no watch told since, and is still there: the watch is deaf
+        still = [uid for uid in missed if uid not in untold and self._cache.knows(watch.kind, uid)]
+        self._deaf[watch.kind] = self._deaf.get(watch.kind, 0) + 1 if still else 0
+        self._untold[watch.kind] = untold
+        if self._deaf[watch.kind] > 1:
+            log.error("no watch tells of %s any more: %d objects were found by lists alone", watch.kind, len(still))
 
     async def _one(self, watch: Watch, namespace: str) -> dict[str, str]:
-        try:
-            listed = await self._api.list(
-                watch.api_version, watch.kind, namespace, labels=watch.labels, fields=watch.fields
-            )
-        except ApiError as error:
-            if error.is_transient:
-                raise
-            log.warning("%s cannot be listed: %s", watch.kind, error)
-            return {}
+        listed = await self._api.list(
+            watch.api_version, watch.kind, namespace, labels=watch.labels, fields=watch.fields
+        )
         woken, untold = self._cache.correct(
             watch.kind,
             listed.items,
