@@ -24,6 +24,7 @@ class FakeCluster:
         """Output of a resource -> its shards in the store, which outlive every pod."""
         self.errors: list[str] = []
         self.script_is_wrong = False
+        self._grace: dict[str, int] = {}
         self._pods = 0
 
     # ---- resources --------------------------------------------------------------------------------------------------
@@ -106,8 +107,13 @@ class FakeCluster:
     def run_kubelets(self) -> None:
         for pod in self.api.of("Pod"):
             if "deletionTimestamp" in pod["metadata"]:
+                uid = pod["metadata"]["uid"]
+                self._grace[uid] = self._grace.get(uid, 3) - 1
+                if self._grace[uid]:  # it runs on for a while
+                    continue
                 if pod["metadata"]["labels"]["tarmill.dev/role"] == "runner" and pod["status"]["phase"] == "Running":
                     self.end_runner(pod, 143, outcome="interrupted", reason="Interrupted")
+                    self._grace[uid] = 1
                 else:
                     self.api.remove(pod, by_force=True)
             elif pod["status"]["phase"] == "Pending":
