@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tarmill_operator.cache import Cache
 from tarmill_operator.model import Resource, Settings
 

@@ -1,4 +1,4 @@
-"""Whatever call fails in whatever way, and whatever befalls the cluster in whatever order: the same end, nothing left."""
+"""Whatever call fails, in whatever way: the same end, and nothing is left."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.fakeapi import FAULTS
 from support.fakecluster import SHARDS
 from support.operatorworld import World

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.fakeapi import FAULTS
 from support.fakecluster import SHARDS
 from support.operatorworld import World
+
 from tarmill_operator.api import ApiError
 from tarmill_operator.conditions import TERMINAL
 from tarmill_operator.model import Resource

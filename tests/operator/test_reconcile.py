@@ -21,6 +21,7 @@ from support.observing import (
     true_conditions,
     with_job,
 )
+
 from tarmill_operator.model import Cause, Observed, Ref
 from tarmill_operator.reconcile import MAX_UNCOUNTED, reconcile
 from tarmill_operator.times import to_text
@@ -40,7 +41,7 @@ def failed_once(**run: Any) -> Observed:
     return store(observed, reconcile(replace(observed, fresh=True), NOW))
 
 
-# ---- the way of a run -------------------------------------------------------------------------------------------------
+# ---- the way of a run ------------------------------------------------------------------------------------------------
 
 
 def test_a_run_and_then_an_attempt_are_stored_before_anything_is_made() -> None:
@@ -160,7 +161,7 @@ def test_disruptions_cost_no_retry_but_the_fourth_waits_and_the_fifty_first_coun
     assert (status["phase"], status["reason"]) == ("Failed", "BackoffLimitExceeded")
 
 
-# ---- looking twice ------------------------------------------------------------------------------------------------------
+# ---- looking twice ---------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_job_is_not_judged_by_a_pod_that_may_be_an_old_picture() -> None:
@@ -200,7 +201,7 @@ def test_a_later_attempt_waits_for_the_runner_of_an_earlier_one_as_the_api_serve
     assert "Job" in kinds(reconcile(replace(observed, pods=(), fresh=True), NOW).apply)
 
 
-# ---- deadlines ----------------------------------------------------------------------------------------------------------
+# ---- deadlines -------------------------------------------------------------------------------------------------------
 
 
 def test_a_pending_deadline_ends_the_run_and_tells_what_stood_in_the_way() -> None:
@@ -262,7 +263,7 @@ def test_a_time_to_live_may_be_none_or_for_ever(ttl: int) -> None:
     assert "Deployment" in removed
 
 
-# ---- what people change -------------------------------------------------------------------------------------------------
+# ---- what people change ----------------------------------------------------------------------------------------------
 
 
 def test_suspension_is_stored_then_the_pods_go_and_going_on_costs_no_retry() -> None:
@@ -342,7 +343,7 @@ def test_a_resource_that_is_held_back_from_its_deletion_works_no_more() -> None:
     assert (decision.status, decision.apply) == (observed.resource["status"], ())
 
 
-# ---- inputs, engines, refusals --------------------------------------------------------------------------------------------
+# ---- inputs, engines, refusals ---------------------------------------------------------------------------------------
 
 
 def source(phase: str, generation: int = 1, **status: Any) -> dict[str, Any]:

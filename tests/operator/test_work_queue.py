@@ -5,6 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from support.virtualtime import run
+
 from tarmill_operator.work_queue import LAST_BACKOFF_S, WorkQueue, run_workers
 
 

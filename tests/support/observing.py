@@ -35,12 +35,13 @@ def see(item: Resource, **seen: Any) -> Observed:
 
 def store(observed: Observed, decision: Decision) -> Observed:
     """Observe it again when a decision's status has been stored, and its objects made."""
-    children = [*observed.children]
-    for item in decision.apply:
-        if item["kind"] not in ("Secret",) and observed.child(item["kind"], item["metadata"]["name"]) is None:
-            children.append({**item, "metadata": {**item["metadata"], "uid": f"uid of {item['metadata']['name']}"}})
+    made = [
+        {**item, "metadata": {**item["metadata"], "uid": f"uid of {item['metadata']['name']}"}}
+        for item in decision.apply
+        if item["kind"] != "Secret" and observed.child(item["kind"], item["metadata"]["name"]) is None
+    ]
     item = {**observed.resource, "status": decision.status}
-    return replace(observed, resource=item, children=tuple(children), fresh=False)
+    return replace(observed, resource=item, children=(*observed.children, *made), fresh=False)
 
 
 def settle(observed: Observed, now: float = NOW) -> tuple[Observed, Decision]:
