@@ -10,16 +10,15 @@ from tarmill_operator.metrics import CONTENT_TYPE, Metrics
 
 
 async def serve(
-    port: int, metrics: Metrics, *, ailing: Callable[[], str], unready: Callable[[], str], host: str | None = None
+    port: int, metrics: Metrics, *, ailing: Callable[[], str], unready: Callable[[], str]
 ) -> tuple[web.AppRunner, int]:
     """Serve probes and metrics until the runner is cleaned up.
 
     Args:
-        port: 0 for any.
+        port: on all addresses; 0 for any that is free, on loopback.
         metrics: what /metrics tells.
         ailing: tells why the process should be started again, "" where it should not.
         unready: tells why it is of no use yet, "" where it is.
-        host: address to listen on; all by default.
 
     Returns:
         The server, and its port.
@@ -41,6 +40,5 @@ async def serve(
     application.router.add_get("/metrics", tell)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    await web.TCPSite(runner, None if port else "127.0.0.1", port).start()
     return runner, int(runner.addresses[0][1])
