@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import signal
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -114,20 +115,28 @@ class Process:
         kopf.on.login(registry=registry)(log_in)
         register(registry, watches, self._told)
         namespaces = self._config.namespaces
+        ready = asyncio.Event()
         watching = asyncio.create_task(
-            kopf.operator(registry=registry, settings=settings, clusterwide=not namespaces, namespaces=namespaces)
+            kopf.operator(
+                registry=registry,
+                settings=settings,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                ready_flag=ready,
+            )
         )
         self._ready = True
         acting = asyncio.create_task(self._act())
+        stopped = asyncio.create_task(_signal(ready))
         try:
-            await asyncio.wait((watching, acting), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopped, watching, acting), return_when=asyncio.FIRST_COMPLETED)
             for task in (acting, watching):
                 if task.done():
                     task.result()
         finally:
-            for task in (acting, watching):
+            for task in (stopped, acting, watching):  # one after the other: the Lease is given back before kopf ends
                 task.cancel()
-            await asyncio.gather(acting, watching, return_exceptions=True)
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _act(self) -> None:
         """Do the work, once and as long as nobody else does."""
@@ -234,3 +243,12 @@ class Process:
 
     def _unready(self) -> str:
         return "" if self._ready else "not everything has been listed yet"
+
+
+async def _signal(ready: asyncio.Event) -> None:
+    """Wait for the signal to stop; kopf, when it takes one itself, ends all tasks at once and lets none say goodbye."""
+    await ready.wait()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
