@@ -72,7 +72,7 @@ class ProgressClient:
         known = {pod["metadata"]["uid"] for pod in self._cache.pods()}
         self._told = {uid: words for uid, words in self._told.items() if uid in known}
         self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
-        next_ones = sorted(pods, key=lambda uid: self._asked.get(uid, 0.0))[: self._at_once]
+        next_ones = sorted(pods, key=lambda uid: self._asked.get(uid, -1.0))[: self._at_once]
         await asyncio.gather(*(self._ask(uid, pods[uid]) for uid in next_ones))
 
     async def _ask(self, uid: str, pod: Resource) -> None:

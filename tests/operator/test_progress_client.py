@@ -1,0 +1,146 @@
+"""Runners are asked over HTTP, and may answer anything."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from support import virtualtime
+
+from tarmill_operator import progress_client
+from tarmill_operator.cache import Cache
+from tarmill_operator.model import Settings
+from tarmill_operator.progress_client import HttpFetch, ProgressClient, url_of
+
+OWNER = "0000000a-0000-4000-8000-000000000000"
+
+
+def pod(number: int, *, role: str = "runner", phase: str = "Running", attempt: int = 1, address: str = "") -> Any:
+    labels = {"tarmill.dev/uid": OWNER, "tarmill.dev/role": role, "tarmill.dev/run": "1"}
+    metadata = {
+        "name": f"p{number}",
+        "namespace": "team",
+        "uid": f"p{number}",
+        "resourceVersion": str(number + 1),
+        "labels": labels | {"tarmill.dev/attempt": str(attempt)},
+    }
+    status = {"phase": phase, "podIP": address or f"10.0.0.{number}"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status}
+
+
+def test_each_running_runner_is_asked_and_news_wake_its_resource() -> None:
+    async def story() -> None:
+        cache, woken, asked = Cache(), [], []
+        done = {"done": 1}
+
+        async def fetch(url: str) -> dict[str, Any] | None:
+            asked.append(url)
+            if url.endswith(".3:8788/progress"):
+                return None
+            return {"format": 1, "shards": dict(done), "elapsedSeconds": len(asked)}
+
+        for item in (pod(1), pod(2, role="worker"), pod(3, attempt=2), pod(4, phase="Succeeded")):
+            cache.put(item)
+        client = ProgressClient(cache, fetch, woken.append, every_s=5, per_second=10)
+        await client.round()
+        assert sorted(asked) == ["http://10.0.0.1:8788/progress", "http://10.0.0.3:8788/progress"]
+        assert woken == [OWNER]
+        await client.round()
+        assert woken == [OWNER]
+        done["done"] = 2
+        await client.round()
+        assert woken == [OWNER, OWNER]
+
+        cache.put(
+            {
+                "apiVersion": "tarmill.dev/v1alpha1",
+                "kind": "ShardMap",
+                "metadata": {"name": "digits", "namespace": "team", "uid": OWNER, "resourceVersion": "50"},
+                "spec": {},
+                "status": {"run": 1, "attempt": 1},
+            }
+        )
+        observed = cache.observe(OWNER, Settings("x"))
+        assert observed is not None
+        assert (client.of(observed) or {})["shards"] == {"done": 2}
+        observed.resource["status"]["attempt"] = 2
+        assert client.of(observed) is None
+
+    virtualtime.run(story())
+
+
+def test_many_runners_are_asked_in_turn_so_that_their_news_stay_few() -> None:
+    async def story() -> list[int]:
+        cache, asked = Cache(), []
+
+        async def fetch(url: str) -> None:
+            asked.append(url)
+
+        for number in range(100):
+            cache.put(pod(number))
+        client = ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4)
+        running = asyncio.create_task(client.run())
+        await asyncio.sleep(24.9)
+        running.cancel()
+        assert len(set(asked)) == 100
+        return [len(asked)]
+
+    assert virtualtime.run(story()) == [100]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda: web.Response(body=b"{" * 100_000),
+        lambda: web.Response(body=b'{"format": 1, "x": "' + b"a" * 100_000 + b'"}'),
+        lambda: web.Response(text="[" * 50_000),
+        lambda: web.Response(text="not JSON"),
+        lambda: web.json_response([1]),
+        lambda: web.json_response({"format": 2}),
+        lambda: web.json_response({"format": 1}, status=500),
+        lambda: web.Response(status=302, headers={"Location": "http://169.254.169.254/"}),
+        lambda: web.Response(body=b"\xff\xfe\x00"),
+        None,
+    ],
+)
+def test_an_answer_that_is_none_is_taken_for_none(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_client, "_TIMEOUT_S", 0.2)
+
+    async def story() -> tuple[Any, list[bool]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            if answer is None:
+                await asyncio.sleep(5)
+            return answer()
+
+        application = web.Application()
+        application.router.add_get("/progress", handle)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        seen: list[bool] = []
+        fetch = HttpFetch(seen.append)
+        try:
+            return await fetch(f"http://127.0.0.1:{runner.addresses[0][1]}/progress"), seen
+        finally:
+            await fetch.close()
+            await runner.cleanup()
+
+    assert asyncio.run(story()) == (None, [False])
+
+
+def test_an_address_that_nobody_is_at_gives_no_answer() -> None:
+    async def story() -> Any:
+        fetch = HttpFetch()
+        try:
+            return await fetch("http://127.0.0.1:1/progress")
+        finally:
+            await fetch.close()
+
+    assert asyncio.run(story()) is None
+
+
+def test_addresses_of_both_kinds() -> None:
+    assert url_of("10.0.0.7") == "http://10.0.0.7:8788/progress"
+    assert url_of("fd00::7") == "http://[fd00::7]:8788/progress"
