@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 3.0
 _LOOK_FOR_BACKEND_S = 60.0
+_KNOCK_S = 5.0
 _STUCK_S = 180.0
 
 
@@ -105,7 +106,7 @@ class Process:
     async def _operate(self) -> None:
         await self._until("the custom resource definitions of tarmill.dev are there", self._kinds_are_there)
         await self._until("it is known whether there is a Dask operator", self._look_for_backend)
-        await self._until("everything is listed", self._relist.everything)
+        await self._relist.complete(_ASK_AGAIN_S)
         await self._run_with_watches()
 
     async def _run_with_watches(self) -> None:
@@ -164,7 +165,7 @@ class Process:
                 if election is not None:
                     group.create_task(election.keep())
                 # what the one before us wrote last must be known before anything is decided
-                await self._until("everything is listed once more", self._relist.everything)
+                await self._relist.complete(_ASK_AGAIN_S)
                 self._leads[0] = True
                 for uid in self._cache.uids():
                     self._queue.add(uid)
@@ -173,6 +174,8 @@ class Process:
                 group.create_task(self._progress.run())
                 group.create_task(self._watch_backend())
                 group.create_task(self._notice_outages())
+                if election is None:  # whose renewals would notice that the API server is away
+                    group.create_task(self._knock())
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         finally:
@@ -221,6 +224,12 @@ class Process:
                 self._relist.hurry()
                 self._queue.end_pauses()
             away = unanswered > 0
+
+    async def _knock(self) -> None:
+        while True:
+            with contextlib.suppress(ApiError):
+                await self._lease_api.kinds(API_VERSION)
+            await asyncio.sleep(_KNOCK_S)
 
     async def _until(self, what: str, attempt: Callable[[], Awaitable[None]]) -> None:
         while True:

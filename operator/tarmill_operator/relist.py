@@ -68,7 +68,7 @@ class Relist:
         self._soon.set()
 
     async def run(self) -> None:
-        """List for ever; the first list is `everything`, before this."""
+        """List for ever; the first time is not now."""
         while True:
             try:
                 async with asyncio.timeout(self._every_s * random.uniform(0.9, 1.1)):
@@ -77,27 +77,25 @@ class Relist:
             except TimeoutError:
                 pass
             self._soon.clear()
-            try:
-                await self.everything()
-            except ApiError as error:
-                log.warning("the list that corrects what watches told has failed, and is tried again: %s", error)
-                await asyncio.sleep(_AFTER_FAILURE_S)
-                self._soon.set()
+            await self.complete(_AFTER_FAILURE_S)
 
-    async def everything(self) -> None:
-        """List all kinds once, also those after one that cannot be listed.
+    async def complete(self, pause_s: float) -> None:
+        """List all kinds, those again whose lists failed, until each was listed once."""
+        left = await self.each(self._watches())
+        while left:
+            await asyncio.sleep(pause_s)
+            left = await self.each(left)
 
-        Raises:
-            ApiError: a list failed.
-        """
-        failed: ApiError | None = None
-        for watch in self._watches():
+    async def each(self, watches: Sequence[Watch]) -> list[Watch]:
+        """List some kinds once; gives those whose lists failed."""
+        failed = []
+        for watch in watches:
             try:
                 await self._all_of(watch)
             except ApiError as error:
-                failed = error
-        if failed is not None:
-            raise failed
+                log.warning("%s could not be listed: %s", watch.kind, error)
+                failed.append(watch)
+        return failed
 
     async def _all_of(self, watch: Watch) -> None:
         missed = self._untold.get(watch.kind, {})

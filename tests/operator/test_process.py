@@ -130,8 +130,12 @@ def test_in_namespaced_mode_nothing_of_the_whole_cluster_is_asked_for(server: Fa
     assert running.text().startswith('{"time": ')
 
 
-def test_an_outage_is_survived_and_what_happened_meanwhile_is_found_out(server: FakeServer, tmp_path: Path) -> None:
-    with operator(server, tmp_path / "log") as running:
+@pytest.mark.long
+@pytest.mark.parametrize("namespace", ["", "tarmill-system"], ids=["alone", "with a Lease"])
+def test_an_outage_is_survived_and_what_happened_meanwhile_is_found_out(
+    server: FakeServer, tmp_path: Path, namespace: str
+) -> None:
+    with operator(server, tmp_path / "log", TARMILL_NAMESPACE=namespace) as running:
         with server.lock:
             gone = server.cluster.make("gone", run={"suspend": True})
             kept = server.cluster.make("kept", run={"suspend": True})
@@ -142,7 +146,8 @@ def test_an_outage_is_survived_and_what_happened_meanwhile_is_found_out(server: 
             server.cluster.api.told["ShardMap"].clear()  # nobody will ever tell
             server.cluster.edit(kept, "run", suspend=False)
         asked = len(server.requests)
-        until(lambda: len(server.requests) > asked, running)
+        knocks = ("/leases/", "/apis/tarmill.dev/v1alpha1")
+        until(lambda: any(knocks[0] in path or path == knocks[1] for _, path in server.requests[asked:]), running)
         server.away = False
         until(lambda: phase(server, kept) == "Succeeded", running)
         until(lambda: 'phase="Suspended"' not in running.ask("/metrics"), running)

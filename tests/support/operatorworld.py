@@ -56,12 +56,10 @@ class World:
         self.relist = Relist(self.api, self.cache, self.wake, watches=lambda: WATCHES)
         self.api.told.clear()
         self.due.clear()
-        for _ in range(10):
-            try:
-                drive(self.relist.everything())
-                break
-            except ApiError:
-                self.cluster.now += 1
+        left = list(WATCHES)
+        while left:
+            left = drive(self.relist.each(left))
+            self.cluster.now += 1
         for uid in self.cache.uids():
             self.wake(uid)
 
