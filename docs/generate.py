@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages again: option tables from the commands themselves.
+"""Write the generated parts of the pages again: option tables from the commands themselves, reasons from the operator.
 
 usage: generate.py [--check]      (--check writes nothing and fails when a page is out of date)
 
@@ -18,6 +18,7 @@ import click
 from tarmill.spec import KINDS
 from tarmill.spec_base import option_of
 from tarmill.values import fields
+from tarmill_operator.reasons import CHAPTERS, REASONS
 
 DOCS = Path(__file__).parent
 COMMANDS = {
@@ -78,12 +79,28 @@ def generated(text: str) -> str:
     return MARKS.sub(lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", text)
 
 
+def reasons_page() -> str:
+    """Make the page that explains each reason in a resource's status."""
+    lines = [
+        "# Reasons",
+        "",
+        "`status.reason`, `status.lastFailure.reason` and the `reason` of each condition and Event of a resource is one",
+        "of these words; `status.message` says what was found. This page is made from `reasons.py` by `make docs`.",
+    ]
+    for name, reason in REASONS.items():
+        if name in CHAPTERS:
+            lines += ["", f"## {CHAPTERS[name]}", "", "| reason | what it means | what to do |", "| --- | --- | --- |"]
+        lines.append(f"| `{name}` | {reason.means} | {reason.cure} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(check: bool) -> int:
     """Write all pages, or compare them; the exit code is 1 when one differs."""
     stale = 0
-    for page in sorted(DOCS.glob("*.md")):
-        before = page.read_text()
-        after = generated(before)
+    pages = {page: generated(page.read_text()) for page in sorted(DOCS.glob("*.md"))}
+    pages[DOCS / "kubernetes" / "reasons.md"] = reasons_page()
+    for page, after in pages.items():
+        before = page.read_text() if page.exists() else ""
         if after != before and check:
             stale = 1
             difference = difflib.unified_diff(
@@ -91,6 +108,7 @@ def main(check: bool) -> int:
             )
             print("\n".join([*difference, f"{page.name} is out of date; write it again: make docs"]))
         elif after != before:
+            page.parent.mkdir(exist_ok=True)
             page.write_text(after)
             print(f"wrote {page.name}")
     return stale

@@ -94,6 +94,14 @@ REASONS: dict[str, Reason] = {
 }
 """Reason -> what it means and what to do."""
 
+CHAPTERS = {
+    "Planned": "On the way",
+    "ImagePullFailed": "What stands in the way, and may pass",
+    "RunnerLost": "What ends an attempt",
+    "UsageError": "What ends a run",
+}
+"""First reason of a chapter of the docs -> its title."""
+
 OF_ERRORS = {
     "UsageError": "UsageError",
     "SpecError": "UsageError",
