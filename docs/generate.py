@@ -84,7 +84,7 @@ def reasons_page() -> str:
     lines = [
         "# Reasons",
         "",
-        "`status.reason`, `status.lastFailure.reason` and the `reason` of each condition and Event of a resource is one",
+        "`status.reason`, `status.lastFailure.reason` and the `reason` of conditions and Events of a resource is one",
         "of these words; `status.message` says what was found. This page is made from `reasons.py` by `make docs`.",
     ]
     for name, reason in REASONS.items():

@@ -29,6 +29,8 @@ MAX_UNCOUNTED = 50
 """Disruptions that one run survives: a pod that something takes away each time is not tried for ever."""
 _AT_ONCE = 3
 """Disruptions of a run after which the next attempt begins at once; later ones wait as failures do."""
+_UNTOLD = frozenset({"Planned", "StartingPods", "WaitingForWorkers"})
+"""Reasons that are no news: an Event for each would double what a run writes."""
 
 
 def reconcile(observed: Observed, now: float) -> Decision:
@@ -103,7 +105,9 @@ class _Run:
             "output": spec.get("output", ""),
             "conditions": self.before.get("conditions", []),
         }
-        return self._say("Pending", "Planned", "the run is planned")
+        if self.policy.suspend or self.input.state != "ready" or self._no_backend():
+            return self._say("Pending", "Planned", "the run is planned")
+        return self._plan_attempt("Planned", "the run and its first attempt are planned")
 
     def _plan_attempt(self, reason: str, message: str) -> Decision:
         status = self.status
@@ -308,7 +312,8 @@ class _Run:
         """Tell of what has changed, as Events."""
         old, new = self.before, self.status
         found = []
-        if new.get("phase") != old.get("phase") or new.get("reason") != old.get("reason"):
+        changed = new.get("phase") != old.get("phase") or new.get("reason") != old.get("reason")
+        if changed and new.get("reason") not in _UNTOLD:
             warning = new.get("phase") in ("Failed", "Retrying") or new.get("reason") in REFUSALS
             found.append(Notice(new.get("reason", ""), new.get("message", ""), warning))
         failure = new.get("lastFailure")

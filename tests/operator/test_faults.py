@@ -135,6 +135,18 @@ def test_each_story_ends_well_where_nothing_fails(name: str) -> None:
     assert end["shards"]["done"] == (SHARDS if end["phase"] == "Succeeded" else 0)
 
 
+def test_a_job_with_workers_costs_few_writes_besides_its_progress() -> None:
+    world = World()
+    resource = world.cluster.make(run={"ttlSecondsAfterFinished": -1})
+    world.hear()
+    world.settle()
+    reads = ("list", "get", "discover", "log")
+    writes = [call for call in world.api.calls if not call.startswith(reads)]
+    progress = [call for call in writes if call == "put status"][3:]
+    assert world.status(resource)["phase"] == "Succeeded"
+    assert len(writes) - len(progress) <= 16, writes
+
+
 def calls_of(name: str) -> int:
     world = World()
     STORIES[name](world)

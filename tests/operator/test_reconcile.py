@@ -9,7 +9,6 @@ import pytest
 from support.observing import (
     NOW,
     SETTINGS,
-    UID,
     ended,
     pod_of,
     resource,
@@ -47,19 +46,15 @@ def failed_once(**run: Any) -> Observed:
 def test_a_run_and_then_an_attempt_are_stored_before_anything_is_made() -> None:
     observed = see(resource())
     first = reconcile(observed, NOW)
-    assert (first.apply, first.delete, first.status["run"], first.status["attempt"]) == ((), (), 1, 0)
+    assert (first.apply, first.delete, first.status["run"], first.status["attempt"]) == ((), (), 1, 1)
+    assert first.requeue_s == 0.0
     second = reconcile(store(observed, first), NOW)
-    assert (second.apply, second.delete, second.status["attempt"]) == ((), (), 1)
-    third = reconcile(store(store(observed, first), second), NOW)
-    expected = ["ConfigMap", "NetworkPolicy", "Secret", "Service", "Job", "Deployment"]
-    assert kinds(third.apply) == expected
-    assert first.requeue_s == second.requeue_s == 0.0
+    assert kinds(second.apply) == ["ConfigMap", "NetworkPolicy", "Secret", "Service", "Job", "Deployment"]
 
 
 def test_a_run_without_workers_is_a_config_map_and_a_job() -> None:
     observed = see(resource(workers={"replicas": 0}))
-    for _ in range(2):
-        observed = store(observed, reconcile(observed, NOW))
+    observed = store(observed, reconcile(observed, NOW))
     assert kinds(reconcile(observed, NOW).apply) == ["ConfigMap", "Job"]
 
 
@@ -289,10 +284,9 @@ def test_another_run_id_starts_a_new_run_and_what_the_earlier_one_left_goes() ->
     observed = failed_once()
     observed.resource["spec"]["run"] = {"runId": "two"}
     planned = reconcile(observed, NOW)
-    assert (planned.status["run"], planned.status["attempt"], planned.delete) == (2, 0, ())
+    assert (planned.status["run"], planned.status["attempt"], planned.delete) == (2, 1, ())
     assert "lastFailure" not in planned.status
     observed = store(observed, planned)
-    observed = store(observed, reconcile(observed, NOW))
     decision = reconcile(replace(observed, pods=(), fresh=True), NOW)
     assert {ref.name for ref in decision.delete} == {
         "digits-0a1b2c3d-r1",
@@ -406,9 +400,12 @@ def test_a_refusal_while_shards_are_worked_on_is_told_without_ending_them() -> N
 
 
 def test_changes_are_told_once_as_events() -> None:
-    observed = see(resource())
-    first = reconcile(observed, NOW)
-    assert [(notice.reason, notice.warning) for notice in first.notices] == [("Planned", False)]
-    failed = failed_once()
-    assert failed.resource["metadata"]["uid"] == UID
-    assert reconcile(failed, NOW).notices == ()
+    assert reconcile(see(resource()), NOW).notices == ()
+    observed = started()
+    observed = with_job(replace(observed, pods=(pod_of(observed, **ended(1, **SCRIPT_ERROR)),)), "Failed")
+    decision = reconcile(replace(observed, fresh=True), NOW)
+    assert [(notice.reason, notice.warning) for notice in decision.notices] == [
+        ("BackingOff", True),
+        ("ScriptError", True),
+    ]
+    assert reconcile(store(observed, decision), NOW).notices == ()
