@@ -66,10 +66,12 @@ class Cache:
         if len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
         known = self._objects[kind].pop(uid, None)
+        if known is None:
+            return set()
         if kind in OUR_KINDS:
-            return self._remove_resource(uid, known or item)
-        owner = self._owner_of(known or item)
-        if known is None or owner is None:
+            return self._remove_resource(uid, known)
+        owner = self._owner_of(known)
+        if owner is None:
             return set()
         owned = self._owned.get(owner, {})
         owned.pop(uid, None)
@@ -77,9 +79,9 @@ class Cache:
             self._owned.pop(owner, None)
         return {owner} if owner in self._kinds else set()
 
-    def forget(self, ref: Ref) -> None:
+    def forget(self, ref: Ref) -> set[str]:
         """Forget an object that is known to be gone by its uid."""
-        self.remove(self._objects[ref.kind].get(ref.uid, {"kind": ref.kind, "metadata": {"uid": ref.uid}}))
+        return self.remove(self._objects[ref.kind].get(ref.uid, {"kind": ref.kind, "metadata": {"uid": ref.uid}}))
 
     def correct(
         self, kind: str, items: Iterable[Resource], version: str, within: Callable[[Resource], bool] = lambda item: True
@@ -176,6 +178,8 @@ class Cache:
         for other in [other for other in self._owned.get(uid, {}).values() if other["kind"] == "Event"]:
             self._objects["Event"].pop(other["metadata"]["uid"], None)
             self._owned[uid].pop(other["metadata"]["uid"], None)
+        if not self._owned.get(uid):
+            self._owned.pop(uid, None)
         return {uid, *self._readers.get(_name_of(item), ())}
 
     def _unlink(self, uid: str, item: Resource) -> None:

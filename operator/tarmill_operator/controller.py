@@ -37,6 +37,7 @@ class Controller:
         instance: our name, for Events.
         metrics: counts.
         clock: gives seconds since 1970.
+        wake: takes keys that something changed about; the queue by default.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Controller:
         instance: str = "",
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
+        wake: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self._cache = cache
@@ -57,7 +59,7 @@ class Controller:
         self._progress = progress
         self._metrics = metrics or Metrics()
         self._clock = clock
-        self._executor = Executor(api, cache, Notices(api, instance, clock))
+        self._executor = Executor(api, cache, Notices(api, instance, clock), wake or queue.add)
         self._refusals: dict[str, Cause] = {}
         self.last_tick = clock()
         """When a key was dealt with, or there was none."""

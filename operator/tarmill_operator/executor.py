@@ -7,6 +7,7 @@ decision knows of them before any watch tells.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from tarmill_operator.api import Api, ApiError
@@ -33,12 +34,14 @@ class Executor:
         api: the API server.
         cache: takes the answers.
         notices: posts Events.
+        wake: told the uids of other resources that an answer is about: those that wait for one to be complete.
     """
 
-    def __init__(self, api: Api, cache: Cache, notices: Notices) -> None:
+    def __init__(self, api: Api, cache: Cache, notices: Notices, wake: Callable[[str], None]) -> None:
         self._api = api
         self._cache = cache
         self._notices = notices
+        self._wake = wake
 
     async def carry_out(self, observed: Observed, decision: Decision) -> Cause | None:
         """Do what was decided; it may be done again after any failure.
@@ -85,8 +88,12 @@ class Executor:
                 raise
             await self._read_again(resource)
             raise LookAgain from error
-        self._cache.put(answer)
+        self._wake_others(resource, self._cache.put(answer))
         return answer
+
+    def _wake_others(self, resource: Resource, uids: set[str]) -> None:
+        for uid in uids - {resource["metadata"]["uid"]}:
+            self._wake(uid)
 
     async def _read_again(self, known: Resource) -> None:
         metadata = known["metadata"]
@@ -99,9 +106,9 @@ class Executor:
                 raise
             there = None
         if there is None or there["metadata"]["uid"] != metadata["uid"]:
-            self._cache.remove(known)
+            self._wake_others(known, self._cache.remove(known))
         if there is not None:
-            self._cache.put(there)
+            self._wake_others(known, self._cache.put(there))
 
     async def _apply(self, resource: Resource, wanted: Resource) -> Cause | None:
         metadata = wanted["metadata"]
@@ -150,7 +157,7 @@ class Executor:
         if left is not None:
             self._cache.put(left)
         elif ref.uid:
-            self._cache.forget(ref)
+            self._wake_others(resource, self._cache.forget(ref))
 
     async def _is_another(self, namespace: str, ref: Ref) -> bool:
         try:

@@ -51,7 +51,7 @@ class World:
         settings = Settings("tarmill:1", namespace="tarmill-system")
         progress: Any = _Progress(self.cluster)
         self.controller = Controller(
-            self.api, self.cache, WorkQueue(), settings, progress, clock=lambda: self.cluster.now
+            self.api, self.cache, WorkQueue(), settings, progress, clock=lambda: self.cluster.now, wake=self.wake
         )
         self.relist = Relist(self.api, self.cache, self.wake, watches=lambda: WATCHES)
         self.api.told.clear()
