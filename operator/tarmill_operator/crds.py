@@ -29,9 +29,14 @@ CLUSTER_FIELDS = frozenset(
 )
 """Fields of a resource that say where and how it runs; the runner is told the others."""
 _ALWAYS_MUTABLE = {
-    "run": ("suspend", "ttlSecondsAfterFinished", "deleteWhenExpired"),
+    "run": ("suspend", "runId", "ttlSecondsAfterFinished", "deleteWhenExpired"),
     "workers": ("replicas",),
 }
+
+
+_ROLES = ("runner", "workers")
+_MAX_RUN_ID = 128
+"""Each rule about a change compares it: the API server counts what that may cost."""
 
 
 def crd(kind: Kind) -> dict[str, Any]:
@@ -139,6 +144,8 @@ def _kind_properties(kind: Kind) -> dict[str, Schema]:
 
 def _common_properties(kind: Kind) -> dict[str, Schema]:
     options = properties_of(options_of(kind))
+    run = object_schema(RunPolicy, "When and how often it is tried, how long it may take and is kept.")
+    run["properties"]["runId"] |= {"default": "", "maxLength": _MAX_RUN_ID}
     text = {"type": "string", "maxLength": MAX_TEXT}
     return {
         "options": {"type": "object", "description": "Run options of the command line.", "properties": options},
@@ -152,7 +159,7 @@ def _common_properties(kind: Kind) -> dict[str, Schema]:
         "runner": role("The pod that plans, watches and publishes."),
         "workers": role("The pods that read and write shards.", **properties_of(WorkerCount)),
         "cluster": object_schema(ClusterPolicy, "What the workers run on."),
-        "run": object_schema(RunPolicy, "When and how often it is tried, how long it may take and is kept."),
+        "run": run,
         "failure": object_schema(FailurePolicy, "What to do about shards that fail."),
     }
 
@@ -202,24 +209,36 @@ def _value_rules() -> list[dict[str, str]]:
 def _immutability_rules(properties: dict[str, Schema]) -> list[dict[str, str]]:
     """One rule for each field, so that the message names it.
 
-    What CEL cannot look into (`podTemplate`, volumes, ...) is not held: a run goes by the snapshot it began with.
+    What has no bound is not held, since the API server refuses rules whose cost it cannot tell (`podTemplate`, volumes,
+    ...): a run goes by what it began with.
     """
     rules = []
     for name, schema in properties.items():
         inner = schema.get("properties", {})
-        if name in _ALWAYS_MUTABLE:
-            held = [f"{name}.{part}" for part in inner if part not in _ALWAYS_MUTABLE[name] and part != "runId"]
+        mutable = _ALWAYS_MUTABLE.get(name, ())
+        if name in _ROLES or mutable:
+            parts = [part for part in inner if part not in mutable and _is_bounded(inner[part])]
+            held = [(f"{name}.", part) for part in parts]
         else:
-            held = [name]
-        for path in held:
-            optional = path.replace(".", ".?")
+            held = [("", name)] if _is_bounded(schema) else []
+        for before, part in held:
+            new, old = f"self.{before}{part}", f"oldSelf.{before}{part}"
+            same = f"has({new}) ? has({old}) && {new} == {old} : !has({old})"
             rules.append(
                 {
-                    "rule": f"self.run.?runId != oldSelf.run.?runId || self.?{optional} == oldSelf.?{optional}",
-                    "message": f"{path} is immutable; give run.runId another value to start a new run with it",
+                    "rule": f"self.run.runId != oldSelf.run.runId || ({same})",
+                    "message": f"{before}{part} is immutable; give run.runId another value to start a new run with it",
                 }
             )
     return rules
+
+
+def _is_bounded(schema: Schema) -> bool:
+    """Tell whether the size of what a schema lets through has a bound that the API server can tell."""
+    if schema.get("x-kubernetes-preserve-unknown-fields"):
+        return False
+    inner = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    return all(_is_bounded(one) for one in inner if isinstance(one, dict))
 
 
 def all_crds() -> dict[str, dict[str, Any]]:
