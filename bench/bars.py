@@ -97,10 +97,13 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        """Whether it is no worse than the floor that `--check` insists on; seconds have none."""
+        """Whether it is no worse than the floor that `--check` insists on; seconds and wall times have none.
+
+        CPU ratios hold on a machine that does other work too; wall times do not.
+        """
         return (
             not self.judged
-            or self.bar.measure == "seconds"
+            or self.bar.measure in ("seconds", "wall")
             or self.reaches(self.bar.required if self.bar.floor is None else self.bar.floor)
         )
 
@@ -122,7 +125,7 @@ def _against(name: str, theirs: str, ours: str, required: float, hoped: float, f
 
 def _two_processes(name: str) -> Bar:
     rows = (f"{name}.wide/map/htmapper", f"{name}.wide/map/htmapper -j 2")
-    return Bar(f"map {name}: wall time, 1 process / 2", rows, 1.7, 1.9, floor=1.1, measure="wall")
+    return Bar(f"map {name}: wall time, 1 process / 2", rows, 1.7, 1.9, measure="wall")
 
 
 def _over_http(name: str) -> Bar:
@@ -138,11 +141,11 @@ def _reshuffle(name: str, plan: str, required: float, hoped: float, floor: float
     )
 
 
-def _wall_of_cat(name: str, plan: str, required: float, hoped: float, floor: float) -> Bar:
+def _wall_of_cat(name: str, plan: str, required: float, hoped: float) -> Bar:
     ours = "htshuffle external -j 2" if plan == "external" else "htshuffle -j 2"
     rows = (f"{name}.unique/shuffle/{ours}", f"{name}.unique/copy/cat")
     title = f"shuffle {name}, {plan}: wall time, 2 processes / cat"
-    return Bar(title, rows, required, hoped, at_most=True, floor=floor, measure="wall")
+    return Bar(title, rows, required, hoped, at_most=True, measure="wall")
 
 
 def _sort(name: str) -> Bar:
@@ -157,7 +160,7 @@ def _upload(name: str, set_name: str, floor: float) -> list[Bar]:
         Bar(
             f"upload {name}: htupload / GNU tar", (rows["htupload"], rows["GNU tar"]), 2, 1.3, at_most=True, floor=floor
         ),
-        Bar(f"upload {name}: wall time, 1 process / 2", both, 1.7, 1.9, floor=1.1, measure="wall"),
+        Bar(f"upload {name}: wall time, 1 process / 2", both, 1.7, 1.9, measure="wall"),
     ]
 
 
@@ -188,10 +191,10 @@ BARS = [
     _reshuffle("images", "local", 3, 4, 2.1),
     _reshuffle("text", "external", 14, 24, 7),
     _reshuffle("images", "external", 1.4, 1.9, 1.1),
-    _wall_of_cat("text", "local", 3, 2, 7),
-    _wall_of_cat("images", "local", 1.4, 1.0, 3.5),
-    _wall_of_cat("text", "external", 5, 3, 11),
-    _wall_of_cat("images", "external", 5, 3, 9),
+    _wall_of_cat("text", "local", 3, 2),
+    _wall_of_cat("images", "local", 1.4, 1.0),
+    _wall_of_cat("text", "external", 5, 3),
+    _wall_of_cat("images", "external", 5, 3),
     _sort("text"),
     _sort("images"),
     *_upload("small files", "text", 2.4),

@@ -75,7 +75,7 @@ def test_a_broken_read_ends_byte_identical(shard: str, through: Through, script:
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 20))])
 def test_random_faults_do_not_change_a_byte(shard: str, through: Through, seed: int) -> None:
-    with through(faultproxy.random_faults(seed, 12, 400_000)) as proxy:
+    with through(faultproxy.random_faults(seed, 12, SIZE // 13)) as proxy:
         assert read_whole(shard) == BODY
         assert proxy.hurt == 12
 

@@ -62,7 +62,7 @@ def test_a_broken_read_ends_byte_identical(web: Nginx, shard: str, script: list[
 
 @pytest.mark.parametrize("seed", range(5))
 def test_random_faults_do_not_change_a_byte(web: Nginx, shard: str, seed: int) -> None:
-    script = faultproxy.random_faults(seed, 12, 400_000)
+    script = faultproxy.random_faults(seed, 12, SIZE // 13)
     with FaultProxy(web.port, script) as proxy:
         assert read_whole(f"{proxy.base}/{shard}") == BODY
         assert proxy.hurt == 12

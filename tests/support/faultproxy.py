@@ -90,7 +90,10 @@ Fault = Cut | Reset | Stall | Answer | CutUpload | StallUpload | LoseAnswer | Fl
 
 
 def random_faults(seed: int, count: int, size: int) -> list[Fault]:
-    """Choose faults of all reading kinds, the same for the same seed."""
+    """Choose faults of all reading kinds, the same for the same seed.
+
+    One that strikes after so many bytes does it before `size`: a read of more than `count * size` bytes meets them all.
+    """
     draw = random.Random(seed)
     kinds = (
         lambda: Cut(draw.randrange(size)),
