@@ -1,6 +1,7 @@
 """Writing compressed streams: one member or frame, no time, no name, the same bytes for the same contents.
 
-isal's output depends on how its input is cut into pieces, so contents are first gathered into blocks of one size.
+isal's output depends on how its input is cut into pieces, so contents are first gathered into blocks of one size, and
+on where in memory its state lies, which `_SteadyIsal` mends.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from tarmill.errors import SpecError, StorageError
 from tarmill.values import valueclass
 
 _BLOCK = 256 << 10
+_FLUSHED_FIRST = 8
+"""Bytes: enough to be hashed (4), too few for the code of the first byte (17); the flush costs 6 bytes of output."""
 
 
 class RawOutput(Protocol):
@@ -31,9 +34,39 @@ def _gzip_encoder(level: int) -> _Encoder:
         import zlib
 
         return zlib.compressobj(level, zlib.DEFLATED, 31)
-    from isal import isal_zlib
+    return _SteadyIsal(level)
 
-    return isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31)
+
+class _SteadyIsal:
+    """isal's gzip compressor, whose output is the same at every place in memory.
+
+    Alone it now and then is not: the code that takes a stream's first byte (`.write_first_byte` in its
+    igzip_icf_body_h1_gr_bt.asm and igzip_body.asm, up to release 2.32) hashes a register which still holds the address
+    of the state, and so may overwrite the place of a match. A few bytes that are flushed first go through other code.
+    """
+
+    def __init__(self, level: int) -> None:
+        from isal import isal_zlib
+
+        self._flush_mode = isal_zlib.Z_SYNC_FLUSH
+        self.isal = isal_zlib.compressobj(level, isal_zlib.DEFLATED, 31)
+        self._begun = False
+
+    def compress(self, data: Any, /) -> bytes:
+        """Take contents; what there is of the stream so far."""
+        if self._begun:
+            return self.isal.compress(data)
+        self._begun = True
+        view = memoryview(data)
+        return b"".join((
+            self.isal.compress(view[:_FLUSHED_FIRST]),
+            self.isal.flush(self._flush_mode),
+            self.isal.compress(view[_FLUSHED_FIRST:]),
+        ))  # fmt: skip
+
+    def flush(self) -> bytes:
+        """End the stream; the rest of it."""
+        return self.isal.flush()
 
 
 def _zstd_encoder(level: int) -> _Encoder:
