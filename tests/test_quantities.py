@@ -31,3 +31,10 @@ def test_what_is_no_size_or_duration_is_told_with_its_field() -> None:
         ShuffleSpec.from_dict({"input": "a", "output": "b", "shardSize": "big"})
     with pytest.raises(SpecError, match="field 'taskTimeout': 'soon' is no duration; write it as 90s"):
         RunOptions.from_dict({"taskTimeout": "soon"})
+
+
+def test_a_seed_needs_no_quotes_in_a_file() -> None:
+    assert ShuffleSpec.from_dict({"input": "a", "output": "b", "seed": 7}).seed == "7"
+    for wrong in (True, 7.5, -1):
+        with pytest.raises(SpecError, match="seed"):
+            ShuffleSpec.from_dict({"input": "a", "output": "b", "seed": wrong})

@@ -54,6 +54,8 @@ def _type_of(field: Field, known: Option) -> Schema:
     if known.unit:
         pattern = SIZE_PATTERN if known.unit == "bytes" else DURATION_PATTERN
         return {"x-kubernetes-int-or-string": True, "pattern": pattern, "maxLength": 32}
+    if known.numeric:
+        return {"x-kubernetes-int-or-string": True, "maxLength": MAX_TEXT}
     match base:
         case "str":
             return {"type": "string", "maxLength": MAX_SCRIPT if field.name in _LONG_TEXTS else MAX_TEXT}

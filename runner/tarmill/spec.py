@@ -271,6 +271,7 @@ class ShuffleSpec(ReorderSpec):
 
     seed: str = option(
         "",
+        numeric=True,
         identity=True,
         metavar="N|random",
         help="Seed of the permutation: a number, or `random` to draw one each time; by default it is derived from "
@@ -462,6 +463,7 @@ class UploadSpec(JobSpec):
     shuffle: bool = option(False, identity=True, help="Write the samples in random order; costs no extra pass.")
     seed: str = option(
         "",
+        numeric=True,
         identity=True,
         metavar="N|random",
         help="Seed of that order: a number, or `random` to draw one each time; by default it is derived from inputs "

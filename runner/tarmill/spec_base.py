@@ -28,6 +28,8 @@ class Option:
     metavar: str | None = None
     unit: str = ""
     """"bytes" for sizes such as 500MB, "seconds" for durations such as 5m."""
+    numeric: bool = False
+    """Whether a text may be a number, so that files may hold it without quotes."""
     identity: bool = False
     """Whether the value changes the bytes that come out, so that it is part of the job id."""
     hidden: bool = False
@@ -100,8 +102,10 @@ class Spec:
                 raise SpecError(told, field=name, value=value)
             if name not in names:
                 raise SpecError(f"unknown field {name!r}{_nearest(str(name), names)}", field=name, value=value)
-            unit = option_of(names[name]).unit
-            found[names[name].name] = _checked(name, _measured(name, value, unit), hints[names[name].name])
+            known = option_of(names[name])
+            if known.numeric and type(value) is int:
+                value = str(value)
+            found[names[name].name] = _checked(name, _measured(name, value, known.unit), hints[names[name].name])
         for name, spec_field in names.items():
             if spec_field.required and spec_field.name not in found:
                 raise SpecError(f"field {name!r} is missing; {option_of(spec_field).help}", field=name, value=None)

@@ -67,6 +67,13 @@ def test_what_cannot_be_is_refused_with_what_to_do(space: Kube, change: dict[str
     assert message in refusal(space, shard_map("wrong", **change))
 
 
+def test_a_seed_is_a_number_or_a_text(space: Kube) -> None:
+    for name, seed in (("number", 7), ("text", "random")):
+        shuffle = shard_map(name, seed=seed, script=None) | {"kind": "ShardShuffle"}
+        space.apply(shuffle)
+        assert space.get("shardshuffle", name)["spec"]["seed"] == seed
+
+
 @pytest.mark.parametrize(("name", "message"), [
     ("a" * 41, "40 characters at most"), ("a.b", "a letter first"), ("9lives", "a letter first"),
 ])  # fmt: skip
