@@ -1,4 +1,4 @@
-"""The images of runner and operator for the tests, built on this machine and kept between runs.
+"""The images of runner, operator and web storage for the tests, built on this machine and kept between runs.
 
     for image in images.build():
         image.reference, image.archive
@@ -27,10 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tarmill-images"
-NAMES = ("runner", "operator")
-
 SUITE = "bookworm"
-BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
 NOT_NEEDED = (
     "var/cache/apt",
     "var/lib/apt/lists",
@@ -41,6 +38,27 @@ NOT_NEEDED = (
 )
 # How this machine's pip reaches its index and whom it trusts; lent to a build, and no part of the image.
 SETTINGS_OF_PIP = ("index-url", "extra-index-url", "trusted-host", "proxy", "cert", "timeout", "default-timeout")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is made of: its Dockerfile, the folder that this copies from, the Debian packages of its base."""
+
+    dockerfile: str
+    context: str
+    packages: tuple[str, ...]
+    sources: tuple[str, ...]
+    """Files and folders, from the repository's root."""
+
+
+_PYTHON = ("python3", "python3-venv", "ca-certificates")
+_CODE = ("runner/tarmill", "operator/tarmill_operator", "pyproject.toml", "README.md", "LICENSE", "runner/build.lock")
+RECIPES = {
+    "runner": Recipe("runner/Dockerfile", ".", _PYTHON, (*_CODE, "runner/requirements.lock")),
+    "operator": Recipe("operator/Dockerfile", ".", _PYTHON, (*_CODE, "operator/requirements.lock")),
+    "store": Recipe("nginx/Dockerfile", "nginx", ("nginx-light",), ("nginx/conf", "nginx/start.sh")),
+}
+NAMES = tuple(RECIPES)
 
 
 @dataclass(frozen=True)
@@ -77,8 +95,9 @@ def _locked() -> Iterator[None]:
 
 def named(name: str) -> Image:
     """What `build` makes of the sources as they are, whether it is there or not."""
-    base = "" if docker_answers() else _base_key()
-    key = _key([base], [ROOT / ".dockerignore", *_sources(name)])
+    recipe = RECIPES[name]
+    base = "" if docker_answers() else _base_key(recipe.packages)
+    key = _key([base], [ROOT / ".dockerignore", ROOT / recipe.dockerfile, *_sources(recipe)])
     return Image(name, f"localhost/tarmill-{name}:{key}", CACHE / f"{name}-{key}.tar")
 
 
@@ -91,7 +110,7 @@ def _archive(name: str) -> Image:
     part = image.archive.with_suffix(".part")
     part.unlink(missing_ok=True)
     if docker_answers():
-        _run("docker", "build", "--quiet", *_options(image), ".")
+        _run("docker", "build", "--quiet", *_options(image))
         _run("docker", "save", "--output", str(part), image.reference)
     else:
         _build_by_buildah(image, part)
@@ -102,14 +121,15 @@ def _archive(name: str) -> Image:
 
 
 def _options(image: Image) -> list[str]:
-    return ["--file", f"{image.name}/Dockerfile", "--tag", image.reference]
+    recipe = RECIPES[image.name]
+    return ["--file", recipe.dockerfile, "--tag", image.reference, recipe.context]
 
 
 def _build_by_buildah(image: Image, archive: Path) -> None:
     if os.geteuid() != 0 or not all(map(shutil.which, ("buildah", "debootstrap"))):
         raise RuntimeError("images need a Docker engine, or root with buildah and debootstrap: make kube-images")
-    base = f"--build-arg=BASE_IMAGE={_base()}"
-    _buildah("bud", "--quiet", "--layers", base, *_lent_to_pip(), *_options(image), ".")
+    base = f"--build-arg=BASE_IMAGE={_base(RECIPES[image.name].packages)}"
+    _buildah("bud", "--quiet", "--layers", base, *_lent_to_pip(), *_options(image))
     # Not as an OCI archive, whose layers would be compressed: that takes longer than the build.
     _buildah("push", "--quiet", image.reference, f"docker-archive:{archive}:{image.reference}")
 
@@ -131,14 +151,14 @@ def _lent_to_pip() -> list[str]:
     return volumes
 
 
-def _base() -> str:
-    reference = f"localhost/tarmill-base:{_base_key()}"
+def _base(packages: tuple[str, ...]) -> str:
+    reference = f"localhost/tarmill-base:{_base_key(packages)}"
     if reference.encode() in _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split():
         return reference
     began_s = time.monotonic()
     root = CACHE / "base"
     shutil.rmtree(root, ignore_errors=True)
-    _run("debootstrap", "--variant=minbase", f"--include={','.join(BASE_PACKAGES)}", SUITE, str(root), *_mirror())
+    _run("debootstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(root), *_mirror())
     for folder in NOT_NEEDED:
         shutil.rmtree(root / folder)
         (root / folder).mkdir()
@@ -172,15 +192,16 @@ def _drop_old(name: str, kept: int = 2) -> None:
 # Keys
 
 
-def _sources(name: str) -> list[Path]:
-    folders = (ROOT / "runner" / "tarmill", ROOT / "operator" / "tarmill_operator")
-    code = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    files = [f"{name}/Dockerfile", f"{name}/requirements.lock", "runner/build.lock"]
-    return [ROOT / file for file in (*files, "pyproject.toml", "README.md", "LICENSE")] + sorted(code)
+def _sources(recipe: Recipe) -> list[Path]:
+    found: list[Path] = []
+    for path in (ROOT / name for name in recipe.sources):
+        inner = path.rglob("*") if path.is_dir() else [path]
+        found += sorted(file for file in inner if file.is_file() and file.suffix != ".pyc")
+    return found
 
 
-def _base_key() -> str:
-    return _key([SUITE, *BASE_PACKAGES, *NOT_NEEDED], [])
+def _base_key(packages: tuple[str, ...]) -> str:
+    return _key([SUITE, *packages, *NOT_NEEDED], [])
 
 
 def _key(words: Iterable[str], files: Iterable[Path]) -> str:
