@@ -15,7 +15,7 @@ import http.client
 import json
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ class System:
 
     Args:
         home: the namespace that they are in.
-        address: host:port on this machine that leads to the storage.
     """
 
-    def __init__(self, home: Kube, address: str) -> None:
+    def __init__(self, home: Kube) -> None:
         self.home = home
-        self._address = address
+        self._forwarded = ExitStack()
+        self._address = ""
         self.url = f"http://{RELEASE}-store.{home.space}.svc.cluster.local"
         """Of the storage, for jobs."""
 
@@ -53,10 +53,14 @@ class System:
             try:
                 yield space
             except Exception as error:
-                for pod in self.home.names("pod", f"app.kubernetes.io/instance={RELEASE}"):
+                for pod in self.pods():
                     error.add_note(f"--- {pod}\n{self.home.logs(pod, '--tail=40')}")
                 error.add_note(space.kubectl("get", "shards", "-o", "yaml"))
                 raise
+
+    def pods(self) -> list[str]:
+        """The operator's own pods."""
+        return list(self.home.names("pod", "app.kubernetes.io/name=tarmill"))
 
     def credentials(self) -> Object:
         """The Secret that jobs take into their environment."""
@@ -104,6 +108,22 @@ class System:
         return {name: self.get(f"{folder}/{name}") for name in self.names(folder) if ".tar" in name}
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Ask the storage; anew by another forwarded port when the API server, which forwards, has been away."""
+        try:
+            return self._ask_once(method, path, body)
+        except OSError:
+            self.leave()
+            return self._ask_once(method, path, body)
+
+    def leave(self) -> None:
+        """Forward no port any more."""
+        self._forwarded.close()
+        self._address = ""
+
+    def _ask_once(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        if not self._address:
+            forward = self.home.port_forward(f"service/{RELEASE}-store", 80)
+            self._address = self._forwarded.enter_context(forward)
         connection = http.client.HTTPConnection(self._address, timeout=20)
         try:
             login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -124,10 +144,11 @@ def operated(kube: Kube, **values: Any) -> Iterator[System]:
     """
     with kube.namespace() as home:
         install(home, **values)
+        system = System(home)
         try:
-            with home.port_forward(f"service/{RELEASE}-store", 80) as address:
-                yield System(home, address)
+            yield system
         finally:
+            system.leave()
             home.helm("uninstall", RELEASE, "--wait")
             kube.kubectl("delete", "-f", str(CHART.parents[1] / "crds"), "--ignore-not-found", timeout_s=120)
 

@@ -286,7 +286,9 @@ def _nothing(spec: UploadSpec, found: Found) -> str:
         f"{kind} {count}" for kind, count in sorted((found.skipped + found.dropped + found.unread).items())
     )
     hint = ""
-    if found.skipped["no-extension"]:
+    if any("://" in source and not source.endswith("/") for source in spec.sources):
+        hint = "; the URL of a folder ends with a slash"
+    elif found.skipped["no-extension"]:
         hint = "; names divide into key and field at a dot: choose another way with -k, such as dir_plus_file"
     sources = ", ".join(storage.mask(source) for source in spec.sources[:3])
     return f"there is no sample to pack in {sources}" + (f" (left out: {left})" if left else "") + hint

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
+import tarfile
+from typing import Any
 
 import pytest
-from support.kube import Kube
-from support.maps import UPPER, bytes_of, run_map
-from support.operated import System, condition, is_over, operated
-from support.reorders import put_records
+from support.maps import UPPER
+from support.operated import System, condition, is_over
+from support.shards_in_store import SAMPLES, SHARDS, Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
-SHARDS = 4
-SAMPLES = 30
 
-
-@pytest.fixture(scope="module")
-def system(kube: Kube) -> Iterator[System]:
-    with operated(kube) as made:
-        yield made
-
-
-@pytest.fixture
-def data(system: System, tmp_path: Path) -> Path:
-    """Shards in a folder of this machine, and in one of the same name in the storage."""
-    folder = tmp_path / tmp_path.name
-    folder.mkdir()
-    for shard in range(SHARDS):
-        records = [
-            {"__key__": f"k{shard}-{number:03d}", "txt": f"text {number} ".encode() * 50, "cls": b"%d" % (number % 3)}
-            for number in range(SAMPLES)
-        ]
-        put_records(folder / f"in-{shard}.tar", records)
-        system.put(f"{folder.name}/in-{shard}.tar", (folder / f"in-{shard}.tar").read_bytes())
-    return folder
-
-
-def test_a_map_on_workers_writes_what_the_command_writes_and_tells_all_of_it(
-    system: System, data: Path, tmp_path: Path
-) -> None:
-    run_map(f"{data}/in-@{SHARDS}.tar", tmp_path / "local" / "out-@.tar.gz", UPPER)
-    there = f"{system.url}/{data.name}"
+def test_a_map_on_workers_writes_what_the_command_writes_and_tells_all_of_it(system: System, data: Data) -> None:
+    output = f"{data.url}/mapped/out-@.tar.gz"
+    resource = system.resource("ShardMap", "upper", input=data.input, output=output, script=UPPER)
+    resource["spec"]["workers"]["replicas"] = 2
     with system.namespace() as space:
-        space.apply(
-            system.resource(
-                "ShardMap",
-                "upper",
-                input=f"{there}/in-@{SHARDS}.tar",
-                output=f"{there}/mapped/out-@.tar.gz",
-                script=UPPER,
-                workers={"replicas": 2},
-            )
-        )
+        space.apply(resource)
         done = space.wait("shardmap", "upper", is_over, 120, "the end")
         status = done["status"]
         assert status["phase"] == "Succeeded", status
@@ -63,16 +29,52 @@ def test_a_map_on_workers_writes_what_the_command_writes_and_tells_all_of_it(
         assert [condition(done, kind) for kind in ("Complete", "Ready", "Reconciling", "Stalled", "Failed")] == [
             "True", "True", "False", "False", "False",
         ]  # fmt: skip
-        assert status["manifest"].startswith(f"{there}/mapped/")
         row = space.kubectl("get", "shards", "--no-headers").split()
         assert row[:3] == ["shardmap.tarmill.dev/upper", "Succeeded", f"{SHARDS}/{SHARDS}"]
         assert "Completed" in space.kubectl("get", "events", "-o", "custom-columns=R:.reason")
-        # workers leave with their job, and the run's pods end with exit code 0
+        # workers leave with their job, and the runner ends with exit code 0
         space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=worker"), 60, "the end of the workers")
         [pod] = space.all("pod", "tarmill.dev/role=runner")
         assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
-    assert system.bytes_of(f"{data.name}/mapped") == {
-        name: body for name, body in bytes_of(tmp_path / "local").items() if ".tar" in name
-    }
+        # applying it again is no change
+        space.apply(resource)
+        assert space.get("shardmap", "upper")["metadata"]["generation"] == 1
+        assert space.get("shardmap", "upper")["status"] == status
+    assert system.bytes_of(f"{data.name}/mapped") == data.mapped()
     manifest = json.loads(system.get(f"{data.name}/mapped/{status['manifest'].rpartition('/')[2]}"))
     assert manifest["samples"] == SHARDS * SAMPLES
+
+
+def test_a_chain_applied_at_once_runs_in_order(system: System, data: Data) -> None:
+    def stage(kind: str, name: str, source: tuple[str, str] | None, **spec: Any) -> dict[str, Any]:
+        if source:
+            spec["inputFrom"] = {"kind": source[0], "name": source[1]}
+        return system.resource(kind, name, **{"output": f"{data.url}/{name}/out-@.tar", **spec})
+
+    rows = {"output": f"{data.url}/rows.csv", "format": "csv", "columns": ["__key__", "cls"]}
+    chain = [
+        stage("ShardExtract", "rows", ("ShardSort", "sorted"), **rows),
+        stage("ShardSort", "sorted", ("ShardShuffle", "mixed"), keys=["cls:int", "__key__"], numShards=3),
+        stage("ShardShuffle", "mixed", ("ShardMap", "upper"), seed=7),
+        stage("ShardMap", "upper", ("ShardUpload", "up"), script=UPPER),
+        stage("ShardUpload", "up", None, sources=[f"{data.url}/files/"], samplesPerShard=10),
+    ]
+    for number in range(40):
+        system.put(f"{data.name}/files/{number:02d}.txt", b"some text %d" % number)
+        system.put(f"{data.name}/files/{number:02d}.cls", b"%d" % (number % 4))
+    with system.namespace() as space:
+        space.apply(*chain)
+        waiting = space.wait("shardextract", "rows", lambda found: found.get("status", {}).get("reason"))
+        assert waiting == "WaitingForInput"
+        for resource in reversed(chain):
+            kind, name = resource["kind"].lower(), resource["metadata"]["name"]
+            done = space.wait(kind, name, is_over, 90, "the end")
+            assert done["status"]["phase"] == "Succeeded", done["status"]
+    lines = system.get(f"{data.name}/rows.csv").decode().splitlines()
+    assert [line.split(",") for line in lines[1:]] == [
+        [f"{number:02d}", str(number % 4)] for number in sorted(range(40), key=lambda number: (number % 4, number))
+    ]
+    with tarfile.open(fileobj=io.BytesIO(system.get(f"{data.name}/sorted/out-000000.tar"))) as archive:
+        first = archive.extractfile("00.txt")
+        assert first is not None
+        assert first.read() == b"SOME TEXT 0"
