@@ -18,7 +18,7 @@ BENCH := $(BIN)/python bench/run.py
 
 help:
 	@echo 'make demo         a small real data set through htmapper, htshuffle, htsort and htextract'
-	@echo 'make test         all tests, and of the long ones a sample that changes daily'
+	@echo 'make test         all tests, and of the long ones a sample that changes daily; makes what they need first'
 	@echo 'make quick        the tests that need no server and no Dask; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
 	@echo 'make lint         ruff, mypy, the import contracts'
@@ -85,13 +85,13 @@ demo: $(VENV)/.demo $(DEMO)/digits-3.tar
 
 # -- to know that it works --------------------------------------------------------------------------------------------
 
-test: $(VENV)/.test nginx
+test: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long sample
 
 quick: $(VENV)/.test
 	@$(PYTEST) --long none -m 'not real'
 
-test-full: $(VENV)/.test nginx
+test-full: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long all
 
 lint: $(VENV)/.test
