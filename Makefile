@@ -13,11 +13,12 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 BENCH := $(BIN)/python bench/run.py
 
-.PHONY: help demo test quick test-full lint crds docs bench bench-check bench-large clean
+.PHONY: help demo demo-kube test quick test-full lint crds docs bench bench-check bench-large clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo         a small real data set through htmapper, htshuffle, htsort and htextract'
+	@echo 'make demo-kube    the same as resources on a Kubernetes node that is made for it; root on Debian'
 	@echo 'make test         all tests, and of the long ones a sample that changes daily; makes what they need first'
 	@echo 'make quick        the tests that need no server and no Dask; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
@@ -82,6 +83,9 @@ demo: $(VENV)/.demo $(DEMO)/digits-3.tar
 	@echo '$(DEMO)/shuffled-0.tar), counts-0.tar holds how many there are of each digit, average-0.tar what it looks'
 	@echo 'like on average, inverted.manifest.json what inverted-*.tar holds; the scripts are in examples/, the guide'
 	@echo 'is docs/index.md.'
+
+demo-kube: $(VENV)/.test $(VENV)/.demo $(DEMO)/digits-3.tar kube-images
+	@$(BIN)/python tests/e2e/kube/demo.py $(DEMO)/digits-?.tar
 
 # -- to know that it works --------------------------------------------------------------------------------------------
 

@@ -158,9 +158,9 @@ class Kube:
     # Namespaces
 
     @contextmanager
-    def namespace(self, level: str = "restricted") -> Iterator[Kube]:
+    def namespace(self, level: str = "restricted", name: str = "") -> Iterator[Kube]:
         """A new namespace with a Pod Security level, deleted in the end; failures in it tell what it held."""
-        name = f"test-{secrets.token_hex(4)}"
+        name = name or f"test-{secrets.token_hex(4)}"
         labels = {"pod-security.kubernetes.io/enforce": level}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         space = Kube(self.cluster, name)

@@ -46,9 +46,9 @@ class System:
         """Of the storage, for jobs."""
 
     @contextmanager
-    def namespace(self, level: str = "restricted") -> Iterator[Kube]:
+    def namespace(self, level: str = "restricted", name: str = "") -> Iterator[Kube]:
         """A new namespace that holds the storage's credentials; whatever jobs are left in it go with it."""
-        with self.home.namespace(level) as space:
+        with self.home.namespace(level, name) as space:
             space.apply(self.credentials())
             try:
                 yield space
@@ -135,14 +135,15 @@ class System:
 
 
 @contextmanager
-def operated(kube: Kube, **values: Any) -> Iterator[System]:
+def operated(kube: Kube, name: str = "", **values: Any) -> Iterator[System]:
     """Install the chart into a namespace of its own, `restricted`; remove it in the end, the definitions too.
 
     Args:
         kube: the cluster.
+        name: of that namespace; a new one of its own by default.
         values: of the chart, over those that the tests need.
     """
-    with kube.namespace() as home:
+    with kube.namespace(name=name) as home:
         install(home, **values)
         system = System(home)
         try:
