@@ -58,6 +58,20 @@ class System:
                 error.add_note(space.kubectl("get", "shards", "-o", "yaml"))
                 raise
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The operator is not there in the block, and is there again after it."""
+        self._scale(0)
+        try:
+            yield
+        finally:
+            self._scale(1)
+
+    def _scale(self, replicas: int) -> None:
+        self.home.kubectl("scale", f"deployment/{RELEASE}", f"--replicas={replicas}")
+        self.home.kubectl("rollout", "status", f"deployment/{RELEASE}", "--timeout=90s", timeout_s=100)
+        self.home.wait_for(lambda: len(self.pods()) == replicas, what=f"{replicas} operators")
+
     def pods(self) -> list[str]:
         """The operator's own pods."""
         return list(self.home.names("pod", "app.kubernetes.io/name=tarmill"))
@@ -151,6 +165,8 @@ def operated(kube: Kube, name: str = "", **values: Any) -> Iterator[System]:
         finally:
             system.leave()
             home.helm("uninstall", RELEASE, "--wait")
+            kinds = [name for name in kube.names("crd") if name.endswith(".tarmill.dev")]
+            assert len(kinds) == len(KINDS), "the definitions stay, and with them what was made by them"
             kube.kubectl("delete", "-f", str(CHART.parents[1] / "crds"), "--ignore-not-found", timeout_s=120)
 
 

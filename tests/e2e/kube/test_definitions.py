@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.kube import Kube, KubectlError
+from support.operated import System
 
 from tarmill.spec import KINDS
 
@@ -17,13 +18,10 @@ CRDS = Path(__file__).parents[3] / "crds"
 
 
 @pytest.fixture(scope="module")
-def space(kube: Kube) -> Iterator[Kube]:
-    """A namespace in a cluster that knows our kinds."""
-    kube.kubectl("apply", "--server-side", "-f", str(CRDS))
-    kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS), timeout_s=90)
-    with kube.namespace() as made:
+def space(system: System) -> Iterator[Kube]:
+    """A namespace in a cluster that knows our kinds, and does nothing about them."""
+    with system.stopped(), system.home.namespace() as made:
         yield made
-    kube.kubectl("delete", "-f", str(CRDS), timeout_s=120)
 
 
 def shard_map(name: str, **spec: Any) -> dict[str, Any]:

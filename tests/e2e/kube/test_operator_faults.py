@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -80,11 +81,9 @@ def lose_the_api_server(system: System, space: Kube) -> None:
 
 
 def lose_operator_and_runner(system: System, space: Kube) -> None:
-    [operator], [runner] = system.pods(), pods_of(space, "runner")
-    system.home.kubectl("scale", "deployment/tarmill", "--replicas=0")
-    system.home.wait_gone("pod", operator)
-    space.delete("pod", runner, force=True)
-    system.home.kubectl("scale", "deployment/tarmill", "--replicas=1")
+    with system.stopped():
+        [runner] = pods_of(space, "runner")
+        space.delete("pod", runner, force=True)
     space.wait("shardmap", "upper", lambda found: found["status"].get("attempt") == 2, what="another attempt")
 
 
@@ -136,15 +135,11 @@ def test_workers_are_scaled_while_a_job_runs(system: System, data: Data) -> None
 def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator(system: System, data: Data) -> None:
     gate = Gate(system, data.name)
     with system.namespace() as space:
-        for replicas in (1, 0):
+        for context in (nullcontext(), system.stopped()):
             held(system, space, data, gate)
-            system.home.kubectl("scale", "deployment/tarmill", f"--replicas={replicas}")
-            if not replicas:
-                system.home.wait_for(lambda: not system.pods(), what="the end of the operator")
-            space.delete("shardmap", "upper")
-            space.wait_for(lambda: not left_in(space), 90, "the end of all that the job consists of")
-        system.home.kubectl("scale", "deployment/tarmill", "--replicas=1")
-        system.home.kubectl("rollout", "status", "deployment/tarmill", timeout_s=90)
+            with context:
+                space.delete("shardmap", "upper")
+                space.wait_for(lambda: not left_in(space), 90, "the end of all that the job consists of")
         # one of the same name is another one, and goes on with what is finished
         gate.open()
         held_or_done = system.resource(
