@@ -9,7 +9,7 @@ import pytest
 from support.gates import Gate
 from support.kube import Kube, KubectlError
 from support.maps import UPPER
-from support.operated import System, is_over, phase
+from support.operated import System, condition, is_over, phase
 from support.pods import is_ready, pod
 from support.shards_in_store import SHARDS, Data
 
@@ -25,6 +25,15 @@ GREEDY = """
 def process_sample(record):
     if record["__key__"] == "k1-003":
         record["txt"] = b"".join(bytearray(b"x" * (1 << 20)) for _ in range(4096))
+    return record
+"""
+
+POISON = """
+import os
+
+def process_sample(record):
+    if record["__key__"] == "k1-003":
+        os._exit(7)
     return record
 """
 
@@ -109,6 +118,25 @@ def test_who_used_too_much_memory_is_told_with_the_limit(system: System, data: D
         last = done["status"]["lastFailure"]
         assert last["reason"] == ("WorkerOOMKilled" if workers else "RunnerOOMKilled"), last
         assert "400Mi" in last["message"]
+
+
+def test_a_shard_that_kills_its_worker_each_time_is_told_and_the_others_are_done(system: System, data: Data) -> None:
+    with system.namespace() as space:
+        space.apply(job(system, data, POISON, workers={"replicas": 2}, run={"backoffLimit": 0}))
+        done = space.wait("shardmap", "upper", is_over, 240, "the end")
+        status = done["status"]
+        assert phase(done) == "Failed"
+        assert status["lastFailure"]["reason"] in ("WorkerDied", "WorkerFailed"), status["lastFailure"]
+        assert status["shards"] == {"total": SHARDS, "done": SHARDS - 1, "failed": 1}
+
+
+def test_the_dask_operators_absence_is_told_at_once_with_the_cure(system: System, data: Data) -> None:
+    with system.namespace() as space:
+        space.apply(job(system, data, workers={"replicas": 1}, cluster={"engine": "dask-kubernetes"}))
+        reason, message = told(space)
+        assert reason == "BackendMissing"
+        assert "Dask operator" in message
+        assert condition(space.get("shardmap", "upper"), "Accepted") == "False"
 
 
 def test_a_deadline_ends_a_run(system: System, data: Data) -> None:
