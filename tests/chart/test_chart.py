@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.kube_clusters import NODE_CACHE
+from support.helm import CHART, EVERYTHING, NAMESPACED, ROOT, helm, needs_helm, one, rendered
 
 from tarmill_operator.config import from_environment
 
-ROOT = Path(__file__).resolve().parents[2]
-CHART = ROOT / "charts" / "tarmill"
-HELM = shutil.which("helm", path=f"{NODE_CACHE / 'bin'}:{os.environ['PATH']}")
-
-pytestmark = pytest.mark.skipif(HELM is None, reason="there is no helm: 'make kube-node' builds one")
-
-EVERYTHING = {
-    "storage": {"enabled": True, "usersSecret": "users"},
-    "metrics": {"serviceMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
-    "imagePullSecrets": [{"name": "registry"}],
-    "priorityClassName": "high",
-    "nodeSelector": {"kubernetes.io/os": "linux"},
-    "tolerations": [{"operator": "Exists"}],
-    "podLabels": {"team": "data"},
-    "operator": {"extraEnv": [{"name": "TZ", "value": "UTC"}]},
-}
-NAMESPACED = {"watchNamespaces": ["one", "two"]}
-
-
-def helm(tmp_path: Path, values: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "values.json").write_text(json.dumps(values))
-    command = [str(HELM), *arguments, "--values", str(tmp_path / "values.json"), "--namespace", "system"]
-    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
-
-
-def rendered(tmp_path: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    done = helm(tmp_path, values, "template", "mill", str(CHART))
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def one(objects: list[dict[str, Any]], kind: str, name: str = "mill") -> dict[str, Any]:
-    [found] = [item for item in objects if (item["kind"], item["metadata"]["name"]) == (kind, name)]
-    return found
+pytestmark = needs_helm
 
 
 def pod_specs(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -139,6 +103,19 @@ def test_one_replica_has_no_disruption_budget_that_would_keep_a_node_from_draini
     kinds = [item["kind"] for item in rendered(tmp_path, {"replicas": 1})]
     assert "PodDisruptionBudget" not in kinds
     assert one(rendered(tmp_path, {}), "PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_a_network_policy_lets_in_what_asks_for_metrics_alone(tmp_path: Path) -> None:
+    assert "NetworkPolicy" not in {item["kind"] for item in rendered(tmp_path, {})}
+    objects = rendered(tmp_path, EVERYTHING)
+    policy = one(objects, "NetworkPolicy")["spec"]
+    labels = one(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+    [rule] = policy["ingress"]
+    assert rule["from"] == [
+        {"podSelector": {}},
+        {"namespaceSelector": {"matchLabels": {"tarmill.dev/metrics": "true"}}},
+    ]
 
 
 @pytest.mark.parametrize(("values", "words"), [

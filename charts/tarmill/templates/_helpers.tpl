@@ -47,8 +47,11 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
   resources: [networkpolicies]
   verbs: *children
 - apiGroups: [""]
-  resources: [services, configmaps]
+  resources: [services]
   verbs: *children
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, list, watch, create, patch, update, delete]
 - apiGroups: [kubernetes.dask.org]
   resources: [daskclusters]
   verbs: *children
