@@ -27,6 +27,7 @@ help:
 	@echo 'make kube-images  the container images of runner and operator, for the tests'
 	@echo 'make lock         their lock files from pyproject.toml; LOCK=--upgrade for the newest releases'
 	@echo 'make crds         write crds/ again, from the specs, and their copies in the chart'
+	@echo 'make manifests    write the generated files of deploy/ again, from the chart'
 	@echo 'make docs         write the generated parts of docs/ again'
 	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
@@ -107,6 +108,10 @@ lint: $(VENV)/.test
 crds: $(VENV)/.test
 	$(BIN)/python -m tarmill_operator.crds crds
 	$(BIN)/python -m tarmill_operator.crds charts/tarmill/files/crds
+
+.PHONY: manifests
+manifests: $(VENV)/.test
+	$(BIN)/python deploy/render.py
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/generate.py
