@@ -1,4 +1,5 @@
-"""Write the generated parts of the pages again: option tables from the commands themselves, reasons from the operator.
+"""Write the generated parts of the pages again: option tables from the commands themselves, the kinds of
+the operator and its reasons from its schemas.
 
 usage: generate.py [--check]      (--check writes nothing and fails when a page is out of date)
 
@@ -96,9 +97,12 @@ def reasons_page() -> str:
 
 def main(check: bool) -> int:
     """Write all pages, or compare them; the exit code is 1 when one differs."""
+    import kinds  # lies beside this file: in reach of the script alone
+
     stale = 0
     pages = {page: generated(page.read_text()) for page in sorted(DOCS.glob("*.md"))}
     pages[DOCS / "kubernetes" / "reasons.md"] = reasons_page()
+    pages |= {DOCS / "kubernetes" / name: text for name, text in kinds.pages().items()}
     for page, after in pages.items():
         before = page.read_text() if page.exists() else ""
         if after != before and check:

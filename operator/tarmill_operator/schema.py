@@ -42,7 +42,8 @@ def field_schema(field: Field, known: Option) -> Schema:
     """Make the schema of one field."""
     schema = {"description": known.help, **_type_of(field, known)}
     if known.choices:
-        schema["enum"] = list(known.choices)
+        of_each = schema["items"] if schema.get("type") == "array" else schema
+        of_each["enum"] = list(known.choices)
     default = None if field.required else field.make_default()
     if default not in (None, "", (), {}) and not known.hidden:  # the runner knows better, by the script's path
         schema["default"] = default

@@ -57,6 +57,7 @@ def test_every_field_is_described_and_bounded(name: str) -> None:
             assert "maxLength" in schema, path
         if schema.get("type") == "array":
             assert "maxItems" in schema, path
+            assert "enum" not in schema, f"{path}: choices are of each item"
 
 
 @pytest.mark.parametrize("name", NAMES)

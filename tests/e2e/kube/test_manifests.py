@@ -1,0 +1,68 @@
+"""What is shipped for people to apply, held by a real API server against what it knows: chart, manifests, examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.helm import EVERYTHING, rendered
+from support.kube import Kube
+
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[3]
+CRDS = ROOT / "crds"
+EXAMPLES = [*sorted((ROOT / "examples" / "kubernetes").glob("*.yaml")), ROOT / "deploy" / "argocd" / "jobs.yaml"]
+OF_OTHERS = ("ServiceMonitor",)
+"""Kinds that no plain cluster knows."""
+
+
+@pytest.fixture(scope="module")
+def space(kube: Kube) -> Iterator[Kube]:
+    """A namespace in a cluster that knows our kinds; the definitions are left where something else brought them."""
+    there = "shardmaps.tarmill.dev" in kube.names("crd")
+    if not there:
+        kube.kubectl("apply", "--server-side", "-f", str(CRDS))
+    kube.kubectl("wait", "--for=condition=Established", "--timeout=60s", "-f", str(CRDS), timeout_s=90)
+    with kube.namespace() as made:
+        yield made
+    if not there:
+        kube.kubectl("delete", "-f", str(CRDS), timeout_s=120)
+
+
+def check(space: Kube, objects: list[dict[str, Any]]) -> None:
+    """Let the server go through objects as if it took them, and refuse a field that it does not know."""
+    for item in objects:
+        if "namespace" in item["metadata"]:
+            item["metadata"]["namespace"] = space.space
+    whole = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    space.kubectl("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-", input=whole)
+
+
+@pytest.mark.parametrize("values", [
+    EVERYTHING,
+    {"watchNamespaces": ["one"], "storage": {"enabled": True, "usersSecret": "u", "persistence": {"enabled": False}}},
+], ids=["everything", "namespaced"])  # fmt: skip
+def test_the_server_knows_each_field_of_the_chart(space: Kube, tmp_path: Path, values: dict[str, Any]) -> None:
+    objects = [item for item in rendered(tmp_path, values) if item["kind"] not in OF_OTHERS]
+    assert {"Deployment", "StatefulSet", "Role", "CustomResourceDefinition", "Pod"} <= {x["kind"] for x in objects}
+    check(space, [item for item in objects if item["kind"] != "CustomResourceDefinition"])
+
+
+def test_the_server_knows_each_field_of_the_plain_manifests(space: Kube) -> None:
+    check(space, list(yaml.safe_load_all((ROOT / "deploy" / "tarmill.yaml").read_text())))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_server_takes_each_example(space: Kube, path: Path) -> None:
+    check(space, list(yaml.safe_load_all(path.read_text())))
+
+
+def test_an_index_is_one_of_a_few(space: Kube) -> None:
+    example = yaml.safe_load((ROOT / "examples" / "kubernetes" / "shardmap.yaml").read_text())
+    example["spec"]["index"] = ["wids", "sizes"]
+    check(space, [example])
