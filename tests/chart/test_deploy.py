@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from cel_expr_python import cel
 from lupa import lua51
-from support.helm import needs_helm
+from support.helm import CHART, helm, needs_helm
 
 from tarmill.spec import KINDS
 from tarmill_operator.conditions import conditions
@@ -89,9 +91,9 @@ def test_argo_cd_tells_the_health_of_each_state(state: str) -> None:
 def test_argo_cd_shows_how_far_a_job_is_and_what_it_failed_of() -> None:
     script = HEALTH["resource.customizations.health.tarmill.dev_ShardSort"]
     assert argo(resource("Running", shardsText="3/10"), script)[1] == "what was found (3/10 shards)"
-    failure = {"reason": "OutOfMemory", "message": "the worker used more than 1Gi"}
+    failure = {"reason": "WorkerOOMKilled", "message": "the worker used more than 1Gi"}
     told = argo(resource("Failed", lastFailure=failure), script)[1]
-    assert told == "what was found (OutOfMemory: the worker used more than 1Gi)"
+    assert told == "what was found (WorkerOOMKilled: the worker used more than 1Gi)"
     assert argo(resource("Failed", lastFailure={**failure, "message": "what was found"}), script)[1] == "what was found"
 
 
@@ -112,6 +114,29 @@ def test_both_know_all_kinds() -> None:
 def test_the_generated_files_are_current() -> None:
     done = subprocess.run([sys.executable, str(DEPLOY / "render.py"), "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+INSTALL = (ROOT / "docs" / "kubernetes" / "install.md").read_text().replace("\\\n", "")
+
+
+@needs_helm
+@pytest.mark.parametrize("flags", re.findall(r"^helm (?:upgrade --)?install tarmill oci://\S+ (.*)$", INSTALL, re.M))
+def test_the_values_in_the_install_page_are_values_of_the_chart(tmp_path: Path, flags: str) -> None:
+    words = [word for word in shlex.split(flags) if word != "--create-namespace"]
+    done = helm(tmp_path, {}, "template", "tarmill", str(CHART), *words)
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_value_that_the_install_page_names_is_there() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    rows = INSTALL.partition("| value |")[2].partition("\n\n")[0]
+    names = re.findall(r"`([a-zA-Z]+(?:\.[a-zA-Z]+)*)(?:: [^`]*)?`(?= \||,)", rows)
+    assert len(names) > 8
+    for name in names:
+        found: Any = values
+        for part in name.split("."):
+            assert part in found, name
+            found = found[part]
 
 
 def test_examples_of_jobs_name_fields_that_there_are() -> None:
