@@ -70,6 +70,13 @@ def test_memory_is_refused_where_the_work_is_done_elsewhere() -> None:
         choose_plan("memory", replace(USUAL, cluster=True))
 
 
+def test_scratch_files_in_a_store_are_not_held_against_this_machines_disk() -> None:
+    facts = replace(USUAL, local=False, input_bytes=1 << 40, scratch_bytes=1 << 30, cluster=True)
+    assert choose_plan("external", replace(facts, spills_here=False)).kind == "external"
+    with pytest.raises(NoSpaceError):
+        choose_plan("external", facts)
+
+
 def test_too_little_scratch_is_told_before_the_work_begins_and_how_much_it_takes() -> None:
     with pytest.raises(NoSpaceError) as caught:
         choose_plan("external", replace(USUAL, **REMOTE, scratch_bytes=5 * GB))

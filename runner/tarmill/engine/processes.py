@@ -16,6 +16,7 @@ from typing import Any, Generic, Self
 
 from tarmill.engine.attempt import Ended, pack, unpack
 from tarmill.engine.base import Outcome, Progress, ProgressCallback, R, T, checked_tasks
+from tarmill.engine.cores import usable_cores
 from tarmill.engine.dispatch import Dispatcher, Start
 from tarmill.engine.process_handle import WorkerProcess, readable, stop
 from tarmill.engine.watch import Watch, death_error, timeout_error
@@ -246,17 +247,6 @@ class _Run(Generic[T, R]):
                 job.kill_at_s = now_s + HUNG_GRACE_S
                 self.dispatcher.leave(name, ended={job.start.index})
                 self.engine._pool[name].terminate()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use: the affinity mask and a cgroup's CPU limit count, not the machine's size."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as limits:
-            quota, period = limits.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, -(-int(quota) // int(period))))
 
 
 def process_engine(workers: int | None = None, task_timeout_s: float | None = None) -> ProcessEngine:

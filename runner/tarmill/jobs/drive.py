@@ -8,6 +8,7 @@ from contextlib import closing
 
 from tarmill import storage
 from tarmill.engine.base import Engine, Outcome, R, T
+from tarmill.engine.cores import usable_cores
 from tarmill.engine.serial import serial_engine
 from tarmill.errors import StorageError, TarmillError, UsageError
 from tarmill.jobs.listener import Listener
@@ -65,7 +66,7 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engin
             f"{storage.mask(here[0])!r} belongs to this process, where --task-timeout cannot end a script that hangs; "
             "use files, or leave the option away"
         )
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     remote = any(storage.capabilities(url).shared == "everywhere" for url in urls)
     # an upload waits for the network while nothing is computed: twice the processes keep the cores busy
     workers = min(options.workers or (2 * cores if remote else cores), tasks)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from tarmill import storage
+from tarmill.engine.cores import usable_cores
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs import resources
 from tarmill.jobs.cut_outputs import check_output
@@ -59,7 +60,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
     spill, scratch = _scratch_places(options, where, job)
-    facts = _facts(spec, options, inputs, scratch)
+    facts = _facts(spec, options, inputs, spill, scratch)
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
@@ -126,7 +127,7 @@ def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str,
     return (f"{state}spill/" if options.scheduler else local), local
 
 
-def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputShard], scratch: str) -> Facts:
+def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputShard], spill: str, scratch: str) -> Facts:
     free, total = resources.memory_bytes()
     sizes = [found.shard.size_bytes for found in inputs]
     plain = all(_looks_plain(found.shard.url) for found in inputs)
@@ -143,8 +144,9 @@ def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputSha
         memory_bytes=options.memory or free // _SHARE_OF_MEMORY,
         physical_bytes=total,
         scratch_bytes=min(options.scratch or disk, disk),
-        workers=1 if streams else options.workers or len(os.sched_getaffinity(0)),
+        workers=1 if streams else options.workers or usable_cores(),
         cluster=bool(options.scheduler),
+        spills_here=storage.scheme_of(spill) == "file",
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tarmill import storage
 from tarmill.engine.base import Engine
+from tarmill.engine.cores import usable_cores
 from tarmill.engine.serial import serial_engine
 from tarmill.errors import UsageError
 from tarmill.formats.digest import to_hex
@@ -118,7 +118,7 @@ class Engines:
     def for_looks(self) -> Callable[[], Engine] | None:
         """Give what gives the engine, where it has several workers on this machine."""
         options = self.options
-        alone = options.workers == 1 or (not options.workers and len(os.sched_getaffinity(0)) == 1)
+        alone = options.workers == 1 or (not options.workers and usable_cores() == 1)
         here = any(storage.capabilities(url).shared == "process" for url in self._urls)
         return None if alone or here or options.scheduler else lambda: self.get(_ANY_NUMBER)
 

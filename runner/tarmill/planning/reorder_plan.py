@@ -37,6 +37,8 @@ class Facts:
     workers: int
     cluster: bool
     """Whether workers run elsewhere (`-c`)."""
+    spills_here: bool = True
+    """Whether run files go to a file system, and not to a store, of which nobody knows how much is free."""
 
     @property
     def plain_bytes(self) -> int:
@@ -128,7 +130,7 @@ def _external(facts: Facts, why: str, size: int) -> Plan:
     # what a batch takes beside its samples is little; its pages in the kernel's cache, read and written, come on top
     batch = max(16 << 20, min(1 << 30, memory // 2, facts.scratch_bytes // (3 * max(1, facts.workers))))
     needed = size + copies * min(batch, size) * facts.workers
-    if needed > facts.scratch_bytes and facts.plain and not facts.streams:
+    if needed > facts.scratch_bytes and facts.plain and not facts.streams and facts.spills_here:
         raise NoSpaceError(
             f"this needs {_mb(needed)} of scratch space and there are {_mb(facts.scratch_bytes)}; give more by "
             "--scratch, choose another place by --scratch-dir, or free some",
