@@ -24,7 +24,7 @@ Values = Mapping[str, Any]
 EVERYTHING: Values = {
     "storage": {"enabled": True, "usersSecret": "users"},
     "networkPolicy": {"enabled": True},
-    "metrics": {"serviceMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
+    "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
     "imagePullSecrets": [{"name": "registry"}],
     "priorityClassName": "high",
     "nodeSelector": {"kubernetes.io/os": "linux"},
