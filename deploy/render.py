@@ -25,13 +25,11 @@ NAMESPACE = "tarmill-system"
 MADE = "# Made by `make manifests`; change {}.\n"
 OF_HELM = ("helm.sh/chart", "app.kubernetes.io/managed-by")
 
+_IS = "has(status.conditions) && status.conditions.exists(c, c.type in [{}] && c.status == 'True')"
 FLUX_HEALTH = {
-    "current": "status.conditions.exists(c, c.type in ['Ready', 'Suspended'] && c.status == 'True')",
-    "inProgress": (
-        "status.observedGeneration != metadata.generation || !has(status.conditions) || "
-        "status.conditions.exists(c, c.type == 'Reconciling' && c.status == 'True')"
-    ),
-    "failed": "has(status.conditions) && status.conditions.exists(c, c.type == 'Stalled' && c.status == 'True')",
+    "current": _IS.format("'Ready', 'Suspended'"),
+    "inProgress": "status.observedGeneration != metadata.generation || " + _IS.format("'Reconciling'"),
+    "failed": _IS.format("'Stalled'"),
 }
 """A job that is suspended is as Git says, so that it does not hold up what is applied with it."""
 

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from support.helm import CHART, EVERYTHING, NAMESPACED, ROOT, helm, needs_helm, one, rendered
 
+from tarmill_operator.children import Children
 from tarmill_operator.config import from_environment
+from tarmill_operator.model import Settings
 
 pytestmark = needs_helm
 
@@ -116,6 +118,19 @@ def test_a_network_policy_lets_in_what_asks_for_metrics_alone(tmp_path: Path) ->
         {"podSelector": {}},
         {"namespaceSelector": {"matchLabels": {"tarmill.dev/metrics": "true"}}},
     ]
+
+
+def test_runners_are_found_by_the_labels_and_the_port_that_they_have(tmp_path: Path) -> None:
+    monitor = one(rendered(tmp_path, EVERYTHING), "PodMonitor", "mill-runners")["spec"]
+    job = {"metadata": {"name": "digits", "namespace": "team", "uid": "u-1"}, "kind": "ShardMap", "spec": {}}
+    made = Children({**job, "apiVersion": "tarmill.dev/v1alpha1"}, Settings("tarmill:1"), 1).attempt(1)[0]
+    template = made["spec"]["template"]
+    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert set(monitor["podTargetLabels"]) <= template["metadata"]["labels"].keys()
+    ports = [port["name"] for port in template["spec"]["containers"][0]["ports"]]
+    assert [endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]] == [ports[0]] == ["status"]
+    namespaced = one(rendered(tmp_path, {**EVERYTHING, **NAMESPACED}), "PodMonitor", "mill-runners")
+    assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["one", "two"]}
 
 
 @pytest.mark.parametrize(("values", "words"), [

@@ -24,7 +24,7 @@ Values = Mapping[str, Any]
 EVERYTHING: Values = {
     "storage": {"enabled": True, "usersSecret": "users"},
     "networkPolicy": {"enabled": True},
-    "metrics": {"serviceMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
+    "metrics": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}, "dashboard": {"enabled": True}},
     "imagePullSecrets": [{"name": "registry"}],
     "priorityClassName": "high",
     "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -33,6 +33,7 @@ EVERYTHING: Values = {
     "operator": {"extraEnv": [{"name": "TZ", "value": "UTC"}]},
 }
 NAMESPACED: Values = {"watchNamespaces": ["one", "two"]}
+_RENDERED: dict[str, str] = {}
 
 
 def helm(folder: Path, values: Values, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,9 +45,12 @@ def helm(folder: Path, values: Values, *arguments: str) -> subprocess.CompletedP
 
 def rendered(folder: Path, values: Values) -> list[dict[str, Any]]:
     """The chart's objects, as release `mill` in the namespace `system`."""
-    done = helm(folder, values, "template", "mill", str(CHART))
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
+    text = json.dumps(values)
+    if text not in _RENDERED:
+        done = helm(folder, values, "template", "mill", str(CHART))
+        assert done.returncode == 0, done.stderr
+        _RENDERED[text] = done.stdout
+    return [document for document in yaml.load_all(_RENDERED[text], yaml.CSafeLoader) if document]
 
 
 def one(objects: Sequence[dict[str, Any]], kind: str, name: str = "mill") -> dict[str, Any]:

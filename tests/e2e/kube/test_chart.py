@@ -21,7 +21,8 @@ def test_helm_test_passes_and_the_notes_tell_the_next_step(system: System) -> No
     assert f"helm test {RELEASE} --namespace {system.home.space}" in notes
     assert f"{system.url}/" in notes
     example = notes.partition("<<'END'\n")[2].partition("  END\n")[0]
-    system.home.kubectl("apply", "--dry-run=server", "-f", "-", input=example)
+    assert f"output: {system.url}/out-@.tar" in example
+    system.home.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=example)
 
 
 def test_an_upgrade_brings_the_definitions_up_to_date_while_a_job_runs(system: System, data: Data) -> None:

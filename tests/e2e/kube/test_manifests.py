@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.tim
 ROOT = Path(__file__).resolve().parents[3]
 CRDS = ROOT / "crds"
 EXAMPLES = [*sorted((ROOT / "examples" / "kubernetes").glob("*.yaml")), ROOT / "deploy" / "argocd" / "jobs.yaml"]
-OF_OTHERS = ("ServiceMonitor",)
+OF_OTHERS = ("ServiceMonitor", "PodMonitor")
 """Kinds that no plain cluster knows."""
 
 
