@@ -13,6 +13,7 @@ from tarmill.errors import AccessError, NotFoundError, StorageError
 from tarmill.storage.base import Stat
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.s3_client import S3Client
+from tarmill.storage.s3_peek import may_have_uploads
 from tarmill.storage.urls import mask
 
 _log = logging.getLogger("tarmill.storage")
@@ -66,6 +67,8 @@ def sweep_uploads(client: S3Client, folder: str, start: str, owner: str, outputs
         owner: a job id.
         outputs: URLs that the owner alone writes.
     """
+    if not may_have_uploads(client, folder):
+        return 0
     marks = (f"/_tarmill/{owner}/", f"/tarmill-{owner}/")
     count = 0
     try:
