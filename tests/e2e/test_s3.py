@@ -285,11 +285,13 @@ def test_clean_takes_what_a_killed_shuffle_has_in_the_bucket_and_in_scratch(fold
     source, output = source_of("shuffle", folder.url), f"{folder.url}/out-@2.tar"
     arguments = [source, output, "--plan", "external", "-j", "1", "--s3-endpoint"]
     scratch = tmp_path / "scratch"
-    with FaultProxy(folder.server.port, [None] * 3 + [StallUpload(0)], only=("PUT",)) as proxy:
-        with Running([*arguments, proxy.base], tmp_path, tool="htshuffle") as running:
-            assert proxy.stalled.wait(60)
-            running.send(9)
-            running.wait()
+    with (
+        FaultProxy(folder.server.port, [None] * 3 + [StallUpload(0)], only=("PUT",)) as proxy,
+        Running([*arguments, proxy.base], tmp_path, tool="htshuffle") as running,
+    ):
+        assert proxy.stalled.wait(60)
+        running.send(9)
+        running.wait()
     assert [name for name in folder.names() if "_tarmill" in name]
     assert list(scratch.glob("tarmill-*"))
     done = command(["clean", "--all", "--force", f"{folder.url}/"], tmp_path, tool="tarmill")
