@@ -73,7 +73,8 @@ class Bar:
     """What `--check` insists on, where it is not what is required: a figure that was missed so far must not get worse,
     and one that was reached by a little must not fail a change for the machine's mood."""
     measure: str = "cpu"
-    """cpu (first row / second row), wall (same), rss, anon, seconds, or http (first / (second + third))."""
+    """cpu (first row / second row), wall (same), rss, rss of s3, anon, seconds, sum (first / (second + third)), or
+    longer (wall times: first / the longer of second and third)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Verdict:
         """
         return (
             not self.judged
-            or self.bar.measure in ("seconds", "wall")
+            or self.bar.measure in ("seconds", "wall", "longer")
             or self.reaches(self.bar.required if self.bar.floor is None else self.bar.floor)
         )
 
@@ -130,7 +131,12 @@ def _two_processes(name: str) -> Bar:
 
 def _over_http(name: str) -> Bar:
     rows = (f"{name}/http/htmapper", f"{name}/map/htmapper", f"{name}/http/curl")
-    return Bar(f"map {name}, http: htmapper / (files + curl)", rows, 1.5, None, at_most=True, floor=1.8, measure="http")
+    return Bar(f"map {name}, http: htmapper / (files + curl)", rows, 1.5, None, at_most=True, floor=1.8, measure="sum")
+
+
+def _over_s3(name: str) -> Bar:
+    rows = (f"{name}.s3/s3/htmapper", f"{name}.s3/map/htmapper", f"{name}.s3/s3/obstore")
+    return Bar(f"map {name}, s3: htmapper / (files + obstore)", rows, 1.3, None, at_most=True, floor=1.5, measure="sum")
 
 
 def _reshuffle(name: str, plan: str, required: float, hoped: float, floor: float) -> Bar:
@@ -222,9 +228,21 @@ BARS = [
     ),
     _over_http("text"),
     _over_http("images"),
+    _over_s3("text"),
+    _over_s3("images"),
+    Bar(
+        "map images, far s3: wall time, htmapper / the longer of (obstore, files)",
+        ("images.s3/far/htmapper", "images.s3/far/obstore", "images.s3/work/htmapper"),
+        1.2,
+        None,
+        at_most=True,
+        measure="longer",
+    ),
+    Bar("s3: peak memory of a process, MB", ("*",), 150, None, at_most=True, measure="rss of s3"),
 ]
 
 OURS = ("tarmill", "htmapper", "htmapper -j 2", "htextract", "htupload", "htupload -j 2")
+S3_JOBS = ("s3", "far")
 REORDERS = ("htshuffle", "htsort")
 
 
@@ -239,11 +257,13 @@ def judge(results: Mapping[str, Figures], parallel: float) -> list[Verdict]:
 
 
 def _judge(bar: Bar, results: Mapping[str, Figures], parallel: float) -> Verdict | None:
-    if bar.measure == "rss":
-        ours = [figures for name, figures in results.items() if name.rsplit("/", 1)[1] in OURS]
+    if bar.measure in ("rss", "rss of s3"):
+        jobs = [(name.split("/"), figures) for name, figures in results.items()]
+        on_s3 = bar.measure == "rss of s3"
+        ours = [one for (_, job, tool), one in jobs if tool in OURS and (job in S3_JOBS) == on_s3]
         if not ours:
             return None
-        return Verdict(bar, max(one.peak_rss_mb - one.largest_sample / 1e6 for one in ours), None)
+        return Verdict(bar, max(one.peak_rss_mb - (0 if on_s3 else one.largest_sample / 1e6) for one in ours), None)
     if bar.measure == "anon":
         ours = [one for name, one in results.items() if name.rsplit("/", 1)[1].split()[0] in REORDERS]
         if not ours:
@@ -256,7 +276,9 @@ def _judge(bar: Bar, results: Mapping[str, Figures], parallel: float) -> Verdict
         return Verdict(bar, rows[0].wall_s / rows[1].wall_s, _net_wall(rows), judged=parallel >= 1.8)
     if bar.measure == "seconds":
         return Verdict(bar, statistics.median(run.cpu_s for run in rows[0].runs), None)
-    if bar.measure == "http":
+    if bar.measure == "longer":
+        return Verdict(bar, rows[0].wall_s / max(rows[1].wall_s, rows[2].wall_s), None, judged=parallel >= 1.8)
+    if bar.measure == "sum":
         net = rows[0].net_us / (rows[1].net_us + rows[2].net_us)
         return Verdict(bar, rows[0].cpu_us / (rows[1].cpu_us + rows[2].cpu_us), net)
     return Verdict(bar, rows[0].cpu_us / rows[1].cpu_us, rows[0].net_us / max(rows[1].net_us, 1e-9))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +45,17 @@ class Cost:
     stdout: bytes
 
 
-def measure(command: Sequence[str], *, stdout: Path | None = None, limit_s: int = 900) -> Cost:
+def measure(
+    command: Sequence[str],
+    *,
+    stdout: Path | None = None,
+    limit_s: int = 900,
+    variables: Mapping[str, str] | None = None,
+) -> Cost:
     """Run a command and wait for every process that it started.
 
     Args:
+        variables: of the environment, besides those that are there.
         stdout: where its standard output goes; None returns it.
 
     Raises:
@@ -64,7 +71,7 @@ def measure(command: Sequence[str], *, stdout: Path | None = None, limit_s: int 
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
-                env=environment(),
+                env={**environment(), **(variables or {})},
                 check=False,
             )
         finally:

@@ -6,12 +6,13 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from measure import BenchError
+from places import served_folder
 from sets import View, digest_of_shards, keys_of_shards, members_digest
 
 HERE = Path(__file__).parent
@@ -19,6 +20,7 @@ PEERS = HERE / "peers"
 TOOLS = Path(sys.executable).parent
 """htmapper and the others of this very environment."""
 IDENTITY = str(PEERS / "identity.py")
+PACKING = str(PEERS / "packing.py")
 MEMORY = "512MB"
 """What a shuffle or sort may use, so that it does not depend on what the machine has free."""
 
@@ -42,8 +44,8 @@ class Row:
     stdout_to_file: bool = False
     full_only: bool = False
     """Left out of the quick batch: no bar needs it."""
-    remote: bool = False
-    """Reads and writes through the web server: `where to write` is a URL."""
+    place: str = ""
+    """Of `places.py`, when it reads and writes there: shards and `where to write` are URLs; "" = files."""
     times_itself: bool = False
     """Its CPU time is the number that it prints first: making its input up costs more than the job."""
 
@@ -63,13 +65,13 @@ def peer(script: str, *options: str, out: bool = False) -> Command:
     return command
 
 
-def htmapper(*options: str) -> Command:
+def htmapper(*options: str, script: str = IDENTITY) -> Command:
     """Make the command of an htmapper row."""
 
     def command(view: View, target: str) -> list[str]:
         suffix = ".tar.gz" if view.name.endswith(".gz") else ".tar"
         output = f"{target}/out-@{len(view.shards)}{suffix}"
-        return [str(TOOLS / "htmapper"), *options, "-p", IDENTITY, view.pattern, output]
+        return [str(TOOLS / "htmapper"), *options, "-p", script, view.pattern, output]
 
     return command
 
@@ -147,18 +149,6 @@ def tar_list(view: View, _: str) -> list[str]:
 def tarp_cat(view: View, target: str) -> list[str]:
     """Make the command that copies samples by tarp, into one tar."""
     return ["tarp", "cat", "-o", f"{target}/out.tar", *view.shards]
-
-
-def remote_view(view: View, base_url: str) -> View:
-    """Say where the web server has the view."""
-    name = view.pattern.rsplit("/", 1)[1]
-    return replace(view, pattern=f"{base_url}/{served_folder(view)}/{name}")
-
-
-def served_folder(view: View) -> str:
-    """Name the folder under which the web server has a view."""
-    folder = Path(view.shards[0]).parent
-    return f"in-{folder.parent.name}-{folder.name}"
 
 
 # -- proofs ----------------------------------------------------------------------------------------------------------
@@ -272,13 +262,12 @@ def files_in(folder: Path) -> list[Path]:
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
-def all_rows(full: bool, http: bool) -> list[Row]:
+def all_rows(full: bool, places: Container[str]) -> list[Row]:
     """List the rows in the order in which one round runs them."""
-    rows = list(_rows(http))
-    return [row for row in rows if full or not row.full_only]
+    return [row for row in _rows() if (full or not row.full_only) and (not row.place or row.place in places)]
 
 
-def _rows(http: bool) -> Iterable[Row]:
+def _rows() -> Iterable[Row]:
     has_tarp = shutil.which("tarp") is not None
     for name in ("images", "text", "tiny"):
         yield Row(name, "copy", "cat", lambda v, _: ["cat", *v.shards], same_bytes, stdout_to_file=True)
@@ -313,10 +302,23 @@ def _rows(http: bool) -> Iterable[Row]:
         yield Row(f"{name}.files", "upload", "htupload", htupload(1), packs_files)
         yield Row(f"{name}.morefiles", "upload", "htupload", htupload(1), packs_files)
         yield Row(f"{name}.morefiles", "upload", "htupload -j 2", htupload(2), packs_files)
-    if http:
-        for name in ("images", "text"):
-            yield Row(name, "http", "curl", curl, copies_samples, remote=True)
-            yield Row(name, "http", "htmapper", htmapper("-j", "1"), copies_samples, remote=True)
+    yield from _remote_rows()
+
+
+def _remote_rows() -> Iterable[Row]:
+    """List the rows of stores."""
+    for name in ("images", "text"):
+        yield Row(name, "http", "curl", curl, copies_samples, place="http")
+        yield Row(name, "http", "htmapper", htmapper("-j", "1"), copies_samples, place="http")
+    copy = peer("obstore_copy.py", out=True)
+    for name in ("images.s3", "text.s3"):
+        yield Row(name, "map", "htmapper", htmapper("-j", "1"), copies_samples)
+        yield Row(name, "s3", "obstore", copy, copies_samples, place="s3")
+        yield Row(name, "s3", "htmapper", htmapper("-j", "1"), copies_samples, place="s3")
+    packing = htmapper("-j", "1", script=PACKING)
+    yield Row("images.s3", "work", "htmapper", packing, copies_samples, full_only=True)
+    yield Row("images.s3", "far", "obstore", copy, copies_samples, place="far", full_only=True)
+    yield Row("images.s3", "far", "htmapper", packing, copies_samples, place="far", full_only=True)
 
 
 def _reorder_rows() -> Iterable[Row]:

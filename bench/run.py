@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -26,9 +27,10 @@ import report
 import sets
 from bars import Figures, Verdict, judge, rows_of
 from measure import BenchError, Cost, measure
-from rows import Row, all_rows, command_of, remote_view, scratch_folder, served_folder
+from places import Place, has_s3, opened
+from rows import Row, all_rows, command_of, scratch_folder
 from sets import View
-from webserver import find_nginx, serve
+from webserver import find_nginx
 
 Views = dict[str, tuple[View, View, View]]
 BASE, VIEW, ONE = range(3)
@@ -40,11 +42,11 @@ PEERS = ("tarmill", "webdataset", "numpy", "isal", "xxhash", "urllib3")
 class Batch:
     """One batch: the sets, the scratch folder, the results so far."""
 
-    def __init__(self, rows: list[Row], views: Views, scratch: Path, server: str | None) -> None:
+    def __init__(self, rows: list[Row], views: Views, scratch: Path, places: Mapping[str, Place]) -> None:
         self.rows = rows
         self.views = views
         self.scratch = scratch
-        self.server = server
+        self.places = places
         self.results = {
             row.name: Figures(view.samples, largest_sample=view.largest_sample, key_bytes=view.key_bytes)
             for row in rows
@@ -94,26 +96,21 @@ class Batch:
         out = self.scratch / f"out-{self.count}"
         out.mkdir()
         try:
-            target, asked = str(out), view
-            if row.remote:
-                assert self.server is not None
-                target = f"{self.server}/{out.name}"
-                self.link(view)
-                asked = remote_view(view, self.server) if row.tool == "htmapper" else view
+            target, asked, variables = str(out), view, {}
+            place = self.places[row.place] if row.place else None
+            if place:
+                target, there, variables = place.target(out.name), place.view(view), place.environment
+                asked = view if row.tool == "curl" else there  # curl sends files
             stdout = out / "stdout" if row.stdout_to_file else None
-            cost = measure(command_of(row, asked, target, thorough), stdout=stdout)
+            cost = measure(command_of(row, asked, target, thorough), stdout=stdout, variables=variables)
+            if place:
+                place.gather(out.name, out, thorough)
             row.check(view, out, cost.stdout, thorough)
             return replace(cost, cpu_s=float(cost.stdout.split()[0])) if row.times_itself else cost
         except BenchError as error:
             raise BenchError(f"{row.name}: {error}") from error
         finally:
             shutil.rmtree(out)
-
-    def link(self, view: View) -> None:
-        """Put a view's folder under the web server's root."""
-        link = self.scratch / served_folder(view)
-        if not link.exists():
-            link.symlink_to(Path(view.shards[0]).parent)
 
     @property
     def parallel(self) -> float:
@@ -227,9 +224,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="1.0 is about 100 MB of data on disk")
     parser.add_argument("--only", help="only rows whose name contains this")
     parser.add_argument("--no-http", action="store_true", help="leave out the rows that need nginx")
+    parser.add_argument("--no-s3", action="store_true", help="leave out the rows that need SeaweedFS")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="where the sets are kept")
     parser.add_argument("--json", type=Path, help="write all figures here")
     return parser.parse_args()
+
+
+def places_of(options: argparse.Namespace) -> set[str]:
+    """Choose the servers to measure on; says which are left out because they are not installed."""
+    places = set() if options.no_http else {"http"}
+    places |= set() if options.no_s3 else {"s3", "far"}
+    absent = {"nginx": {"http"} if find_nginx() is None else set(), "SeaweedFS": set() if has_s3() else {"s3", "far"}}
+    for name, gone in absent.items():
+        if places & gone:
+            print(f"{name} was not found: the rows that need it are left out", file=sys.stderr)
+        places -= gone
+    return places
 
 
 def main() -> int:
@@ -237,11 +247,9 @@ def main() -> int:
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the web server and the scratch folder go too
     rounds = options.rounds or (3 if options.check else 5)
-    http = not options.no_http
-    if http and find_nginx() is None:
-        print("nginx was not found: the http rows are left out", file=sys.stderr)
-        http = False
-    rows = [row for row in all_rows(not options.check, http) if not options.only or options.only in row.name]
+    rows = [
+        row for row in all_rows(not options.check, places_of(options)) if not options.only or options.only in row.name
+    ]
     with ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="tarmill-bench-", dir=scratch_folder()))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
@@ -251,8 +259,8 @@ def main() -> int:
             print(f"{scratch} has {free} bytes free, {needed} are needed: use a smaller --scale", file=sys.stderr)
             return 2
         (scratch / "www").mkdir()
-        server = stack.enter_context(serve(scratch / "www")) if any(row.remote for row in rows) else None
-        batch = Batch(rows, views, scratch / "www", server)
+        places = stack.enter_context(opened({row.place for row in rows}, scratch / "www"))
+        batch = Batch(rows, views, scratch / "www", places)
         try:
             batch.prove()
             batch.warm()

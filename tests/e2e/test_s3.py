@@ -10,11 +10,23 @@ from typing import Any
 
 import pytest
 from support import s3_places, tars
-from support.faultproxy import Answer, Cut, CutUpload, Fault, FaultProxy, Flip, LoseAnswer, Reset, Stall, random_faults
+from support.faultproxy import (
+    Answer,
+    Cut,
+    CutUpload,
+    Fault,
+    FaultProxy,
+    Flip,
+    LoseAnswer,
+    Reset,
+    Stall,
+    StallUpload,
+    random_faults,
+)
 from support.maps import UPPER, Running, bytes_of, command, counts_balance, put_shards, run_map
 from support.reorder_runs import JOBS, cut_small, put_data, source_of
 from support.reorders import AtStage
-from support.seaweed import BUCKET, READER, SeaweedFS
+from support.seaweed import BUCKET, PUBLIC, READER, SeaweedFS
 
 from tarmill import storage
 from tarmill.errors import Interrupted
@@ -223,7 +235,7 @@ def test_extract_from_s3_to_s3_gives_the_rows_of_files(folder: Folder, tmp_path:
 
 @pytest.mark.parametrize("finish", ["resume", "clean"])
 def test_what_a_killed_job_leaves_goes_with_its_resumption_or_by_clean(
-    folder: Folder, tmp_path: Path, finish: str
+    folder: Folder, tmp_path: Path, finish: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SIGKILL leaves the parts of the shard that was being written; another's unfinished upload is not touched."""
     put_shards(folder.local, 2, samples=150, size=200_000)
@@ -248,7 +260,9 @@ def test_what_a_killed_job_leaves_goes_with_its_resumption_or_by_clean(
         run_map(f"{folder.local}/in-@2.tar", tmp_path / "files" / "out-@.tar")
         assert folder.outputs() == bytes_of(tmp_path / "files")
     else:
-        done = command(["clean", "--all", "--force", f"{folder.url}/"], tmp_path, tool="tarmill")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "not this one")
+        arguments = ["clean", "--all", "--force", f"{folder.url}/", "--s3-endpoint", folder.server.endpoint]
+        done = command(arguments, tmp_path, tool="tarmill")
         assert done.returncode == 0, done.stderr
         assert [name for name in folder.names() if "_tarmill" in name] == []
     assert folder.server.uploads(folder.name) == [f"{folder.name}/other-000000.tar"]
@@ -263,6 +277,55 @@ def process_sample(record):
         time.sleep(0.01)
     return record
 """
+
+
+def test_clean_takes_what_a_killed_shuffle_has_in_the_bucket_and_in_scratch(folder: Folder, tmp_path: Path) -> None:
+    put_data(folder.local)
+    folder.upload()
+    source, output = source_of("shuffle", folder.url), f"{folder.url}/out-@2.tar"
+    arguments = [source, output, "--plan", "external", "-j", "1", "--s3-endpoint"]
+    scratch = tmp_path / "scratch"
+    with (
+        FaultProxy(folder.server.port, [None] * 3 + [StallUpload(0)], only=("PUT",)) as proxy,
+        Running([*arguments, proxy.base], tmp_path, tool="htshuffle") as running,
+    ):
+        assert proxy.stalled.wait(60)
+        running.send(9)
+        running.wait()
+    assert [name for name in folder.names() if "_tarmill" in name]
+    assert list(scratch.glob("tarmill-*"))
+    done = command(["clean", "--all", "--force", f"{folder.url}/"], tmp_path, tool="tarmill")
+    assert done.returncode == 0, done.stderr
+    assert folder.names() == []
+    assert list(scratch.glob("tarmill-*")) == []
+
+
+def test_commands_beside_the_jobs_find_the_store_by_their_options(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_shards(folder.local, SHARDS)
+    folder.upload()
+    source, output = f"{folder.url}/in-@{SHARDS}.tar", f"{folder.url}/out-@{SHARDS:06d}.tar"
+    run_map(source, output, UPPER, options={"s3_endpoint": folder.server.endpoint})
+    folder.server.client().put_object(Bucket=PUBLIC, Key=f"{folder.name}.tar", Body=folder.outputs()["out-000000.tar"])
+    (tmp_path / "up.py").write_text(UPPER)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "not this one")
+    there = ["--s3-endpoint", folder.server.endpoint, "--store-option", "s3.region=eu-west-1"]
+    for arguments in (
+        ["cat", "--check", source],
+        ["cat", source, "-o", f"{folder.url}/joined.tar"],
+        ["try", source, "-p", "up.py"],
+        ["index", output],
+        ["verify", output],
+    ):
+        done = command([*arguments, *there], tmp_path, tool="tarmill")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout or "joined.tar" in arguments[-1]
+    assert "joined.tar" in folder.names()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    done = command(["cat", "--check", f"s3://{PUBLIC}/{folder.name}.tar", *there, "--anon"], tmp_path, tool="tarmill")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_bucket_that_may_only_be_read_is_refused_in_one_line_before_any_work(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -16,6 +16,7 @@ from support.seaweed import BUCKET, SeaweedFS
 
 from tarmill import storage
 from tarmill.errors import AccessError, ChangedError, NotFoundError, StorageError
+from tarmill.storage import s3_list
 from tarmill.values import replace
 
 pytestmark = s3_places.MARKS
@@ -39,7 +40,12 @@ def shard(place: Place) -> str:
 
 @contextmanager
 def through(
-    server: SeaweedFS, script: list[faultproxy.Fault], only: str = "GET", *, endless: bool = False, **changes: object
+    server: SeaweedFS,
+    script: Sequence[faultproxy.Fault | None],
+    only: str = "GET",
+    *,
+    endless: bool = False,
+    **changes: object,
 ) -> Iterator[FaultProxy]:
     """Send what this process asks through a proxy."""
     before = storage.current_settings()
@@ -53,6 +59,43 @@ def through(
 
 def slow_down(retry_after: str | None = None) -> Answer:
     return Answer(503, retry_after, b"<Error><Code>SlowDown</Code><Message>Please reduce your rate</Message></Error>")
+
+
+LISTS: dict[str, list[faultproxy.Fault | None]] = {
+    "the first page is cut before its first byte": [Cut(0), Cut(0)],
+    "a later page is cut before its first byte": [None, Cut(0), Cut(0)],
+    "pages are cut in the middle": [Cut(1), None, Cut(40), Cut(300)],
+    "an answer is empty": [Answer(200, body=b""), None, Answer(200, body=b"")],
+    "an answer is another one's": [Answer(200, body=b"<html></html>"), None, Answer(200, body=b"<Error></Error>")],
+    "an answer is lost": [LoseAnswer(), None, LoseAnswer()],
+    "refused, reset": [slow_down(), None, Reset(0), Reset(100)],
+}
+
+
+@pytest.mark.parametrize("script", LISTS.values(), ids=LISTS.keys())
+def test_a_listing_through_faults_misses_nothing(
+    seaweed: SeaweedFS, place: Place, script: list[faultproxy.Fault | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer without a word in it was once taken for the end of the list."""
+    urls = [place.url(f"{number:02d}.tar") for number in range(5)]
+    for url in urls:
+        storage.write_bytes(url, b"x")
+    monkeypatch.setattr(s3_list, "PAGE", {"MaxKeys": 2})
+    with through(seaweed, script) as proxy:
+        assert [stat.url for stat in storage.list_urls(place.folder)] == urls
+        assert proxy.hurt == len([fault for fault in script if fault])
+        assert len(proxy.seen) == 3 + proxy.hurt
+
+
+def test_unfinished_uploads_are_found_through_faults(seaweed: SeaweedFS, place: Place) -> None:
+    client = seaweed.client()
+    for name in ("a.tar", "b.tar", "c.tar"):
+        client.create_multipart_upload(Bucket=BUCKET, Key=place.url(name).removeprefix(f"s3://{BUCKET}/"))
+    script = [Cut(0), Cut(0), Answer(200, body=b""), Answer(503), Reset(0)]  # the first meets the look before
+    with through(seaweed, script) as proxy:
+        assert storage.sweep(place.folder, "any", [place.url("a.tar"), place.url("c.tar")]) == 2
+        assert proxy.hurt == len(script)
+    assert [name.rpartition("/")[2] for name in place.unfinished()] == ["b.tar"]
 
 
 FAULTS = {

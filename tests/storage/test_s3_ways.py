@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import s3_places
 from support.faultproxy import FaultProxy, Stall
 from support.places import Place
-from support.seaweed import BUCKET, SeaweedFS
+from support.seaweed import BUCKET, NOBODY, READER, WRITER, Keys, SeaweedFS
 from support.webserver import Asked, Reply, WebServer
 
 from tarmill import storage
@@ -33,6 +33,7 @@ from tarmill.storage.s3_options import (
     split_object,
     split_url,
 )
+from tarmill.storage.s3_peek import may_have_uploads, says_uploads, uploads_url
 from tarmill.values import replace
 
 SETTINGS = storage.StorageSettings()
@@ -352,3 +353,34 @@ def test_only_uploads_of_the_owners_names_and_folders_are_swept(seaweed: Seaweed
     left = [key.rpartition(f"{place.folder.split('/')[-2]}/")[2] for key in place.unfinished()]
     assert left == sorted(["other.tar", "_tarmill/job-2/run-0", "tarmill-job-11/run-1"])
     assert storage.sweep("s3://no-such-bucket/x/", "job-1") == 0
+
+
+@pytest.mark.real
+@pytest.mark.xdist_group("s3")
+@pytest.mark.parametrize("keys", [WRITER, READER, NOBODY])
+def test_the_look_for_unfinished_uploads_never_misses_one(
+    seaweed: SeaweedFS, place: Place, monkeypatch: pytest.MonkeyPatch, keys: Keys
+) -> None:
+    """Without rights, or without an answer, it does not know, and says that there may be some."""
+    for name, value in seaweed.environment(keys).items():
+        monkeypatch.setenv(name, value)
+    s3_client.forget_clients()
+    client = s3_client.client_for(BUCKET, storage.current_settings(), place.folder)
+    folder = place.url("a b+c/é=&/").removeprefix(f"s3://{BUCKET}/")
+    assert may_have_uploads(client, folder) == (keys is NOBODY)
+    upload = seaweed.client().create_multipart_upload(Bucket=BUCKET, Key=f"{folder}x.tar")
+    assert may_have_uploads(client, folder)
+    seaweed.client().abort_multipart_upload(Bucket=BUCKET, Key=f"{folder}x.tar", UploadId=upload["UploadId"])
+
+
+@pytest.mark.parametrize("body", [b"", b"<ListBucketResult></ListBucketResult>", b"<ListMultipartUploadsResult>"])
+def test_an_answer_that_is_none_to_the_question_leaves_it_open(body: bytes) -> None:
+    assert says_uploads(body)
+
+
+@pytest.mark.usefixtures("keys")
+def test_the_look_goes_where_all_other_requests_go() -> None:
+    near = decided("b", s3_endpoint="http://h:1/base")
+    assert uploads_url("b", near, "a b/") == "http://h:1/base/b?max-uploads=1&prefix=a%20b%2F&uploads="
+    amazon = decided("b", {"region": "eu-west-1"})
+    assert uploads_url("b", amazon, "") == "https://b.s3.eu-west-1.amazonaws.com/?max-uploads=1&prefix=&uploads="

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tarmill.cli.options import store_options, use_stores
 from tarmill.cli.output import run_command, say
 
 if TYPE_CHECKING:
@@ -29,18 +30,20 @@ Example: join two shards into one, and check a whole data set.
 @click.option(
     "-k", "--key-function", default="base_plus_ext", show_default=True, help="How names split into key and field."
 )
-def command(inputs: str, output: str, check: bool, key_function: str) -> None:
+@store_options
+def command(inputs: str, output: str, check: bool, key_function: str, **stores: Any) -> None:
     """Read every sample of the IN shards, in order, and write them to one shard."""
-    run_command(lambda: _run(inputs, output, check, key_function))
+    run_command(lambda: _run(inputs, output, check, key_function, stores))
 
 
-def _run(inputs: str, output: str, check: bool, key_function: str) -> None:
+def _run(inputs: str, output: str, check: bool, key_function: str, stores: dict[str, Any]) -> None:
     from tarmill.engine.meter import Meter
     from tarmill.formats.digest import to_hex
     from tarmill.formats.samples import Tally
     from tarmill.formats.tar_write import TarSink, check_key
     from tarmill.jobs.shard_io import ShardOutput
 
+    use_stores(stores)
     tally = Tally()
 
     def fill(sink: TarSink) -> None:

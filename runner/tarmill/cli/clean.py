@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from tarmill.cli.options import store_options, use_stores
 from tarmill.cli.output import run_command, say
 from tarmill.errors import UsageError
-from tarmill.spec import RunOptions
 
 if TYPE_CHECKING:
     from tarmill.jobs.clean_files import JobLeftovers
@@ -34,22 +34,27 @@ Example: what would go; one job; all jobs that wrote beside these shards.
 @click.option("--scratch-dir", default="", metavar="DIR", help="Where scratch folders are; $TMPDIR by default.")
 @click.option("--dry-run", is_flag=True, help="List what would go, and remove nothing.")
 @click.option("--force", is_flag=True, help="Also a job that changed a file within the last minute.")
-@click.option("--ca-file", default="", metavar="FILE", help="Certificate authorities to trust for https, as PEM.")
+@store_options
 def command(
-    job: str, every: bool, folders: tuple[str, ...], scratch_dir: str, dry_run: bool, force: bool, ca_file: str
+    job: str, every: bool, folders: tuple[str, ...], scratch_dir: str, dry_run: bool, force: bool, **stores: Any
 ) -> None:
     """Remove state, scratch and temp files of JOB (its folder or id); outputs and manifests stay."""
-    run_command(lambda: _run(job, every, folders, scratch_dir, dry_run, force, ca_file))
+    run_command(lambda: _run(job, every, folders, scratch_dir, dry_run, force, stores))
 
 
 def _run(
-    job: str, every: bool, folders: tuple[str, ...], scratch_dir: str, dry_run: bool, force: bool, ca_file: str
+    job: str,
+    every: bool,
+    folders: tuple[str, ...],
+    scratch_dir: str,
+    dry_run: bool,
+    force: bool,
+    stores: dict[str, Any],
 ) -> None:
     from tarmill.jobs.clean import find, remove
     from tarmill.jobs.clean_files import RECENT_S
-    from tarmill.jobs.drive import settings_of
 
-    settings_of(RunOptions(ca_file=ca_file))
+    use_stores(stores)
     jobs = find(job, every=every, folders=folders, scratch_dir=scratch_dir)
     now_s = time.time()
     running = [found for found in jobs if not force and found.may_run(now_s)]

@@ -9,10 +9,13 @@ import click
 
 from tarmill.cli.arguments import base_of, flags_of, split_pair, split_values
 from tarmill.quantities import read_bytes, read_seconds, show_bytes, show_seconds
+from tarmill.spec import RunOptions
 from tarmill.spec_base import Option, Spec, option_of
 from tarmill.values import Field, fields
 
-__all__ = ["Bytes", "Seconds", "spec_options", "split_pair", "split_values"]
+__all__ = ["Bytes", "Seconds", "spec_options", "split_pair", "split_values", "store_options", "use_stores"]
+
+_OF_STORES = ("s3_endpoint", "anonymous", "requester_pays", "store_options", "ca_file")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,6 +61,23 @@ def spec_options(kind: type[Spec], *, leave_out: tuple[str, ...] = ()) -> Callab
         return function
 
     return decorate
+
+
+def store_options(function: F) -> F:
+    """Add the options that say how stores are reached, for commands that run no job; see `use_stores`."""
+    others = tuple(field.name for field in fields(RunOptions) if field.name not in _OF_STORES)
+    return spec_options(RunOptions, leave_out=others)(function)
+
+
+def use_stores(values: dict[str, Any]) -> None:
+    """Reach stores as the values of `store_options` say, in this process from now on.
+
+    Raises:
+        SpecError: an option that cannot be.
+    """
+    from tarmill.jobs.drive import settings_of
+
+    settings_of(RunOptions(**split_values(RunOptions, values)))
 
 
 def _parameter(field: Field, known: Option) -> Callable[[Any], Any]:

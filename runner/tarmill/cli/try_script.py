@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tarmill.cli.options import split_pair
+from tarmill.cli.options import split_pair, store_options, use_stores
 from tarmill.cli.output import run_command
 from tarmill.errors import ScriptError
 
@@ -34,12 +34,13 @@ Example:
     help="How many samples of the first shard.",
 )
 @click.option("--param", "params", multiple=True, metavar="K=V", help="A parameter for the script's setup(params).")
-def command(inputs: str, script: str, samples: int, params: tuple[str, ...]) -> None:
+@store_options
+def command(inputs: str, script: str, samples: int, params: tuple[str, ...], **stores: Any) -> None:
     """Show what a script makes of the first samples: each field's size and beginning, before and after."""
-    run_command(lambda: _run(inputs, script, samples, params))
+    run_command(lambda: _run(inputs, script, samples, params, stores))
 
 
-def _run(inputs: str, path: str, count: int, params: tuple[str, ...]) -> None:
+def _run(inputs: str, path: str, count: int, params: tuple[str, ...], stores: dict[str, Any]) -> None:
     import os
 
     from tarmill.cli.htmapper import read_script
@@ -50,6 +51,7 @@ def _run(inputs: str, path: str, count: int, params: tuple[str, ...]) -> None:
     from tarmill.jobs.script import prepared
     from tarmill.jobs.shard_io import open_samples
 
+    use_stores(stores)
     name = os.path.basename(path)
     script = prepared(read_script(path), name, dict(split_pair(item, "params") for item in params))
     shard = find_shards(ShardPattern.parse(inputs))[0]

@@ -68,7 +68,7 @@ def exchange(
         sent = {"User-Agent": f"tarmill/{__version__}", "Accept-Encoding": "identity", **(headers or {})}
         if credential:
             sent["Authorization"] = credential
-        response = _send(method, target, settings, sent, body, answer_timeout_s)
+        response = send(method, target, settings, sent, body, answer_timeout_s)
         if response.status in accept:
             return response
         location = response.headers.get("Location")
@@ -91,14 +91,19 @@ def _redirected(method: str, url: str, target: Target, location: str, status: in
     return split_target(following.partition("#")[0])
 
 
-def _send(
+def send(
     method: str,
     target: Target,
     settings: StorageSettings,
-    headers: dict[str, str],
-    body: Callable[[], Iterable[bytes]] | None,
-    answer_timeout_s: float | None,
+    headers: Mapping[str, str],
+    body: Callable[[], Iterable[bytes]] | None = None,
+    answer_timeout_s: float | None = None,
 ) -> BaseHTTPResponse:
+    """Send one request as it is, and give whatever is answered; see `exchange`.
+
+    Raises:
+        StorageError: there was no answer.
+    """
     # urllib3 sends a body under the time limit for connecting, which is too short for a server that is busy storing.
     connect_s = settings.connect_timeout_s if body is None else settings.read_timeout_s
     try:

@@ -156,6 +156,14 @@ class S3Client:
         except Exception as error:
             raise self.meaning(error, method, url) from error
 
+    def keys_now(self) -> credentials.Keys | None:
+        """Give the keys to sign a request of our own with; None = ask without a signature."""
+        keys = self._credentials() if self._credentials is not None else self._keys
+        if not keys:
+            return None
+        token = keys.get("token") or keys.get("session_token")
+        return credentials.Keys(keys["access_key_id"], keys["secret_access_key"], token)
+
     @cached_property
     def botocore(self) -> Any:
         """The client for lists, unfinished uploads and exclusive puts; takes as long to load as a list does."""

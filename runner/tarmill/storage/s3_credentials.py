@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from tarmill.errors import AccessError, UsageError
 from tarmill.storage.answers import shorten
@@ -20,6 +20,14 @@ TRIED = (
     "the environment (AWS_ACCESS_KEY_ID), {profile} in ~/.aws/credentials and ~/.aws/config (keys, SSO, assume-role, "
     "credential_process), web identity (AWS_WEB_IDENTITY_TOKEN_FILE), the container's and the instance's role"
 )
+
+
+class Keys(NamedTuple):
+    """What a signature is made of, as botocore's signers name it."""
+
+    access_key: str
+    secret_key: str
+    token: str | None
 
 
 class Credentials:

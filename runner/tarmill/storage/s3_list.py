@@ -13,9 +13,12 @@ from tarmill.errors import AccessError, NotFoundError, StorageError
 from tarmill.storage.base import Stat
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.s3_client import S3Client
+from tarmill.storage.s3_peek import may_have_uploads
 from tarmill.storage.urls import mask
 
 _log = logging.getLogger("tarmill.storage")
+PAGE: dict[str, Any] = {}
+"""What is asked of each page of objects; the server's own length by default."""
 
 
 def list_objects(client: S3Client, prefix: str, start: str) -> list[Stat]:
@@ -28,7 +31,7 @@ def list_objects(client: S3Client, prefix: str, start: str) -> list[Stat]:
     """
     found = []
     payer = {"RequestPayer": "requester"} if client.settings.requester_pays else {}
-    for page in _pages(client, "list_objects_v2", start + prefix, Prefix=prefix, **payer):
+    for page in _pages(client, "list_objects_v2", start + prefix, Prefix=prefix, **PAGE, **payer):
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 version = f"etag:{item['ETag']}" if item.get("ETag") else ""
@@ -40,18 +43,41 @@ def list_objects(client: S3Client, prefix: str, start: str) -> list[Stat]:
 def _pages(client: S3Client, operation: str, url: str, **request: Any) -> Iterator[dict[str, Any]]:
     """Ask for page after page, each again where that helps."""
     ask = getattr(client.botocore, operation)
+
+    def ask_for_page() -> dict[str, Any]:
+        found: dict[str, Any] = client.ask("LIST", url, ask, Bucket=client.bucket, **request)
+        if "IsTruncated" not in found:  # botocore takes an answer that broke off before its first byte for an empty one
+            raise StorageError(
+                f"LIST {mask(url)}: the answer of {client.options.place} does not say whether it is complete",
+                url=mask(url),
+                retryable=True,
+                network=True,
+            )
+        return found
+
     while True:
-        page = with_retries(
-            lambda: client.ask("LIST", url, ask, Bucket=client.bucket, **request), Retrier(client.settings)
-        )
+        page = with_retries(ask_for_page, Retrier(client.settings))
         yield page
-        if not page.get("IsTruncated"):
+        if not page["IsTruncated"]:
             return
-        if operation == "list_objects_v2":
-            request["ContinuationToken"] = page["NextContinuationToken"]
-        else:
-            request["KeyMarker"] = page["NextKeyMarker"]
-            request["UploadIdMarker"] = page.get("NextUploadIdMarker", "")
+        following = _following(page, _MARKERS[operation])
+        if not following or following.items() <= request.items():
+            raise StorageError(
+                f"LIST {mask(url)}: {client.options.place} says that there is more, but not from where on",
+                url=mask(url),
+            )
+        request.update(following)
+
+
+_MARKERS = {
+    "list_objects_v2": {"ContinuationToken": "NextContinuationToken"},
+    "list_multipart_uploads": {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"},
+}
+
+
+def _following(page: dict[str, Any], markers: dict[str, str]) -> dict[str, str]:
+    """Say what to ask for the next page with (pure)."""
+    return {name: page[source] for name, source in markers.items() if page.get(source)}
 
 
 def sweep_uploads(client: S3Client, folder: str, start: str, owner: str, outputs: Container[str]) -> int:
@@ -66,6 +92,8 @@ def sweep_uploads(client: S3Client, folder: str, start: str, owner: str, outputs
         owner: a job id.
         outputs: URLs that the owner alone writes.
     """
+    if not may_have_uploads(client, folder):
+        return 0
     marks = (f"/_tarmill/{owner}/", f"/tarmill-{owner}/")
     count = 0
     try:
