@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from cel_expr_python import cel
 from lupa import lua51
 from support.helm import CHART, helm, needs_helm
+from support.kube_clusters import NODE_CACHE
 
 from tarmill.spec import KINDS
 from tarmill_operator.conditions import conditions
@@ -21,6 +24,7 @@ from tarmill_operator.status_schema import PHASES
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
+JUDGE = shutil.which("gitops-health", path=str(NODE_CACHE / "bin"))
 HEALTH = yaml.safe_load((DEPLOY / "argocd" / "health.yaml").read_text())["data"]
 RULES = yaml.safe_load((DEPLOY / "flux" / "jobs.yaml").read_text())["spec"]["healthCheckExprs"]
 NOW = 1_800_000_000.0
@@ -101,6 +105,21 @@ def test_argo_cd_shows_how_far_a_job_is_and_what_it_failed_of() -> None:
 def test_flux_tells_the_health_of_each_state(state: str) -> None:
     item, _, health = STATES[state]
     assert flux(item, RULES[0]) == health
+
+
+@pytest.mark.skipif(JUDGE is None, reason="there is no gitops-health: 'make kube-node' builds it")
+def test_the_code_of_argo_cd_and_of_kstatus_say_the_same() -> None:
+    """kstatus is what `kubectl wait`, Flux without expressions and kpt go by; to it a suspended job is on its way."""
+    objects = "".join(json.dumps(item) for item, _, _ in STATES.values())
+    script = DEPLOY / "argocd" / "health.lua"
+    done = subprocess.run([str(JUDGE), str(script)], input=objects, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    found = dict(zip(STATES, map(json.loads, done.stdout.splitlines()), strict=True))
+    assert {state: told["argo"] for state, told in found.items()} == {state: x[1] for state, x in STATES.items()}
+    flux_says = {state: "InProgress" if state == "Suspended" else x[2] for state, x in STATES.items()}
+    assert {state: told["kstatus"] for state, told in found.items()} == flux_says
+    for state, told in found.items():
+        assert told["message"] == argo(STATES[state][0], script.read_text())[1]
 
 
 def test_both_know_all_kinds() -> None:

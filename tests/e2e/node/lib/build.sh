@@ -61,13 +61,14 @@ compile() { # NAME
 }
 
 build() { # [NAME...]
-  [ $# != 0 ] || set -- kube dns pause helm
+  [ $# != 0 ] || set -- kube dns pause helm health
   local name; for name; do
     [ -f "$HERE/$name/go.mod" ] || die "nothing named $name to build"
     compile "$name"
     case $name in
       kube) wrapper kubectl "exec '$(binary kube)' kubectl" ;;
       helm) wrapper helm "exec '$(binary helm)'" ;;
+      health) wrapper gitops-health "exec '$(binary health)'" ;;
       pause) pause_image ;;
     esac
   done
