@@ -201,6 +201,18 @@ def test_who_pays_is_told_with_each_request() -> None:
 
 
 @pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("token", [b"", b"<NextContinuationToken>same</NextContinuationToken>"])
+def test_a_list_that_never_ends_is_an_error(token: bytes) -> None:
+    with WebServer() as server:
+        page = b"<ListBucketResult><IsTruncated>true</IsTruncated>%b</ListBucketResult>" % token
+        server.replies["/data"] = Reply(200, page)
+        settings(s3_endpoint=server.base)
+        with pytest.raises(StorageError, match="there is more, but not from where on"):
+            storage.list_urls("s3://data/folder/")
+        assert len(server.asked) == (2 if token else 1)
+
+
+@pytest.mark.usefixtures("keys")
 def test_bodies_carry_their_checksum_and_content_type_and_no_secret_travels() -> None:
     with WebServer() as server:
         asked = all_ways(server)
