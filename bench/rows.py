@@ -311,10 +311,11 @@ def _remote_rows() -> Iterable[Row]:
         yield Row(name, "http", "curl", curl, copies_samples, place="http")
         yield Row(name, "http", "htmapper", htmapper("-j", "1"), copies_samples, place="http")
     copy = peer("obstore_copy.py", out=True)
-    for name in ("images.s3", "text.s3"):
-        yield Row(name, "map", "htmapper", htmapper("-j", "1"), copies_samples)
-        yield Row(name, "s3", "obstore", copy, copies_samples, place="s3")
-        yield Row(name, "s3", "htmapper", htmapper("-j", "1"), copies_samples, place="s3")
+    for name, full_only in (("images.s3", True), ("text.s3", False)):  # the server is slow: one is enough for a check
+        ours = htmapper("-j", "1")
+        yield Row(name, "map", "htmapper", ours, copies_samples, full_only=full_only)
+        yield Row(name, "s3", "obstore", copy, copies_samples, place="s3", full_only=full_only)
+        yield Row(name, "s3", "htmapper", ours, copies_samples, place="s3", full_only=full_only)
     packing = htmapper("-j", "1", script=PACKING)
     yield Row("images.s3", "work", "htmapper", packing, copies_samples, full_only=True)
     yield Row("images.s3", "far", "obstore", copy, copies_samples, place="far", full_only=True)

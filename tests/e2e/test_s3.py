@@ -222,6 +222,9 @@ def test_extract_from_s3_to_s3_gives_the_rows_of_files(folder: Folder, tmp_path:
     wanted = command([f"{folder.local}/in-@{SHARDS}.tar", *fields], tmp_path, tool="htextract")
     assert wanted.returncode == 0, wanted.stderr
     source = f"{folder.url}/in-@{SHARDS}.tar"
+    left = [f"{folder.name}/{name}" for name in ("rows.tsv", "other.tsv")]  # by whoever was killed
+    for key in left:
+        folder.server.client().create_multipart_upload(Bucket=BUCKET, Key=key)
     no_waiting = [fault for fault in ALL_KINDS if not isinstance(fault, Stall)]
     with FaultProxy(folder.server.port, no_waiting) as proxy:
         through = ["--s3-endpoint", proxy.base, "-o", f"{folder.url}/rows.tsv"]
@@ -229,6 +232,7 @@ def test_extract_from_s3_to_s3_gives_the_rows_of_files(folder: Folder, tmp_path:
         assert done.returncode == 0, done.stderr
         assert proxy.hurt
     assert folder.server.get(f"{folder.name}/rows.tsv") == wanted.stdout
+    assert folder.server.uploads(f"{folder.name}/") == left[1:]
     printed = command([source, *fields], tmp_path, tool="htextract")
     assert printed.stdout == wanted.stdout
 

@@ -157,7 +157,7 @@ def test_the_time_limits_are_of_silence_not_of_the_whole() -> None:
 
 
 def all_ways(server: WebServer) -> list[Asked]:
-    """Write, look, read and list, and give what the server was asked."""
+    """Write, look, read, list and sweep, and give what the server was asked."""
     head = {"ETag": '"e"', "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
     server.replies |= {
         "PUT /data/x.tar": Reply(200, b"", head),
@@ -170,7 +170,15 @@ def all_ways(server: WebServer) -> list[Asked]:
     storage.write_bytes("s3://data/x.tar", b"body", exclusive=True)
     assert storage.read_bytes("s3://data/x.tar") == b"body"
     assert list(storage.list_urls("s3://data/folder/")) == []
+    server.replies |= {"/data": Reply(200, UNFINISHED), "DELETE /data/left.tar": Reply(204)}
+    assert storage.sweep("s3://data/", "any", ["s3://data/left.tar"]) == 1
     return server.asked
+
+
+UNFINISHED = (
+    b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><Upload><Key>left.tar</Key>"
+    b"<UploadId>7</UploadId></Upload></ListMultipartUploadsResult>"
+)
 
 
 @pytest.mark.usefixtures("keys")
@@ -190,6 +198,18 @@ def test_who_pays_is_told_with_each_request() -> None:
     with WebServer() as server:
         asked = all_ways(server)
     assert {one.headers.get("X-Amz-Request-Payer") for one in asked} == {"requester"}
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize("token", [b"", b"<NextContinuationToken>same</NextContinuationToken>"])
+def test_a_list_that_never_ends_is_an_error(token: bytes) -> None:
+    with WebServer() as server:
+        page = b"<ListBucketResult><IsTruncated>true</IsTruncated>%b</ListBucketResult>" % token
+        server.replies["/data"] = Reply(200, page)
+        settings(s3_endpoint=server.base)
+        with pytest.raises(StorageError, match="there is more, but not from where on"):
+            storage.list_urls("s3://data/folder/")
+        assert len(server.asked) == (2 if token else 1)
 
 
 @pytest.mark.usefixtures("keys")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tarmill import storage
 from tarmill.engine.base import Outcome
-from tarmill.errors import Interrupted, JobFailed, SpecError, StorageError
+from tarmill.errors import Interrupted, JobFailed, NotFoundError, SpecError, StorageError
 from tarmill.formats.compression import compress
 from tarmill.formats.rows import row_encoder
 from tarmill.formats.shards import ShardPattern
@@ -56,6 +56,13 @@ class ExtractPlan:
     parts: list[str]
     """One output per shard, or [] when all rows go to `spec.output`."""
     job: str
+
+    def sweep(self) -> None:
+        """Remove what killed processes of this job left of its outputs."""
+        outputs = frozenset(self.parts or ([self.spec.output] if self.spec.output != "-" else []))
+        for folder in sorted({url[: url.rfind("/") + 1] for url in outputs}):
+            with suppress(NotFoundError):
+                storage.sweep(folder or "./", self.job, outputs)
 
     def tasks(self, spool: str, inline_bytes: int, settings: storage.StorageSettings) -> list[ExtractTask]:
         """Give a task for each shard."""
@@ -145,6 +152,8 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
         return report
     try:
         with ExitStack() as stack:
+            found.sweep()
+            stack.callback(found.sweep)
             spool = stack.enter_context(_spool_folder(found, options, settings))
             urls = [found.shards[0].url, *found.parts[:1]]
             engine = stack.enter_context(choose_engine(options, len(found.shards), urls))

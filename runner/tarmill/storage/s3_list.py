@@ -30,14 +30,17 @@ def list_objects(client: S3Client, prefix: str, start: str) -> list[Stat]:
         start: what stands before the key in the URLs.
     """
     found = []
-    payer = {"RequestPayer": "requester"} if client.settings.requester_pays else {}
-    for page in _pages(client, "list_objects_v2", start + prefix, Prefix=prefix, **PAGE, **payer):
+    for page in _pages(client, "list_objects_v2", start + prefix, Prefix=prefix, **PAGE, **_payer(client)):
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 version = f"etag:{item['ETag']}" if item.get("ETag") else ""
                 found.append(Stat(start + item["Key"], item["Size"], version, item["LastModified"].timestamp()))
     found.sort(key=lambda stat: stat.url)  # S3's own order, unless it is a directory bucket
     return found
+
+
+def _payer(client: S3Client) -> dict[str, str]:
+    return {"RequestPayer": "requester"} if client.settings.requester_pays else {}
 
 
 def _pages(client: S3Client, operation: str, url: str, **request: Any) -> Iterator[dict[str, Any]]:
@@ -97,7 +100,7 @@ def sweep_uploads(client: S3Client, folder: str, start: str, owner: str, outputs
     marks = (f"/_tarmill/{owner}/", f"/tarmill-{owner}/")
     count = 0
     try:
-        for page in _pages(client, "list_multipart_uploads", start + folder, Prefix=folder):
+        for page in _pages(client, "list_multipart_uploads", start + folder, Prefix=folder, **_payer(client)):
             for upload in page.get("Uploads", ()):
                 url = start + upload["Key"]
                 if url in outputs or any(mark in url for mark in marks):
@@ -122,6 +125,7 @@ def _abort(client: S3Client, url: str, key: str, upload_id: str) -> bool:
             Bucket=client.bucket,
             Key=key,
             UploadId=upload_id,
+            **_payer(client),
         )
 
     try:

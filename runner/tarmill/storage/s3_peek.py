@@ -23,7 +23,8 @@ def may_have_uploads(client: S3Client, folder: str) -> bool:
     url = uploads_url(client.bucket, client.options, folder)
     try:
         keys = client.keys_now()
-        status, body = _get(url, _signed(url, keys, client.options.region) if keys else {}, client)
+        pays = client.settings.requester_pays
+        status, body = _get(url, _signed(url, keys, client.options.region, pays) if keys else {}, client)
     except Exception:  # of credentials, of the network, of TLS: botocore meets it again, and tells it
         return True
     return status != 200 or says_uploads(body)
@@ -42,11 +43,11 @@ def uploads_url(bucket: str, options: S3Options, folder: str) -> str:
     return f"{base}?max-uploads=1&prefix={quote(folder, safe=_NO_QUOTES)}&uploads="
 
 
-def _signed(url: str, keys: Keys, region: str) -> dict[str, str]:
+def _signed(url: str, keys: Keys, region: str, pays: bool) -> dict[str, str]:
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
 
-    request: Any = AWSRequest("GET", url)
+    request: Any = AWSRequest("GET", url, {"x-amz-request-payer": "requester"} if pays else {})
     S3SigV4Auth(keys, "s3", region).add_auth(request)
     return dict(request.headers.items())
 
