@@ -19,7 +19,7 @@ from support.uploads import keys_of, many_files, members_of, put_files, run_uplo
 from tarmill import storage
 from tarmill.errors import SampleError, SpecError, TarmillError, UsageError
 from tarmill.formats.keys import base_plus_ext
-from tarmill.jobs import upload_scan
+from tarmill.jobs import upload_look, upload_scan, upload_shard
 from tarmill.jobs.extract import run as run_extract
 from tarmill.jobs.verify import run as run_verify
 from tarmill.spec import ExtractSpec, RunOptions
@@ -124,6 +124,22 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
     assert len(bytes_of(here / "w1")) == shards
     one, two = (read_json(here / f"w{workers}" / "out.manifest.json") for workers in (1, 2))
     assert (one["digest"], one["samples"]) == (two["digest"], 30)
+
+
+@pytest.mark.parametrize("order", [{}, {"shuffle": True, "seed": "3"}], ids=["sorted", "shuffled"])
+def test_folders_that_cannot_be_opened_are_read_by_whole_paths_and_none_stays_open(
+    here: Path, order: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_files(here / "in", many_files(30, 3))
+    run_upload("in", "first/out-@.tar", num_shards=2, **order)
+    before = os.listdir("/proc/self/fd")
+    run_upload("in", "open/out-@.tar", num_shards=2, **order)
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    for module in (upload_look, upload_shard):
+        monkeypatch.setattr(module, "open_folder", lambda folder: None)
+    run_upload("in", "paths/out-@.tar", num_shards=2, **order)
+    assert bytes_of(here / "open") == bytes_of(here / "paths")
+    assert len(bytes_of(here / "open")) == 2
 
 
 def test_webdataset_reads_what_was_in_the_folder(here: Path) -> None:

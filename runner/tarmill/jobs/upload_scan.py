@@ -15,9 +15,9 @@ from tarmill.planning.upload_listing import Listing, Piece
 from tarmill.spec import UploadSpec
 from tarmill.values import replace, valueclass
 
-MANY_FILES = 20_000
+MANY_FILES = 4000
 """Fewer are looked at before a worker has started."""
-_TASK_FILES = 8192
+_TASK_FILES = 2048
 
 PackedRun = tuple[str, str, str, int | None]
 """(base, folder below it, names joined by "/", class): fewer objects, fewer bytes."""

@@ -8,6 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from itertools import repeat
 from typing import Any
 
 from tarmill import storage
@@ -18,7 +19,7 @@ from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
 from tarmill.jobs.shard_io import ShardOutput
 from tarmill.jobs.upload_collect import path_of
-from tarmill.jobs.upload_look import reason_of
+from tarmill.jobs.upload_look import open_folder, reason_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import ShardDone
 from tarmill.planning.upload_listing import Entry, Part
@@ -35,6 +36,35 @@ _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 # A FIFO that has taken a file's place must not block; a terminal must not become ours.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+class _Folder:
+    """Where the last sample's files lie; open from its second sample on, to spare the kernel a walk for each file."""
+
+    __slots__ = ("fd", "path", "tried")
+
+    def __init__(self) -> None:
+        self.path: str | None = None
+        self.fd: int | None = None
+        self.tried = False
+
+    def leave(self, path: str) -> None:
+        """Go on in another folder, of which nothing is open yet: in random order it may be left at once."""
+        if self.fd is not None:
+            os.close(self.fd)
+        self.path, self.fd, self.tried = path, None, False
+
+    def open(self) -> None:
+        """Open the folder; where that cannot be, `fd` stays None and whole paths tell why."""
+        self.tried = True
+        self.fd = open_folder(f"{self.path}/")
+
+    def __enter__(self) -> _Folder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.leave("")
+
 
 Fetched = dict[str, bytes | TarmillError]
 _NOTHING: Fetched = {}
@@ -115,13 +145,19 @@ class ShardUpload:
 
             with closing(with_objects(entries, self.task.job.spec)) as found:
                 return self._add_each(sink, found)
-        return self._add_each(sink, ((entry, _NOTHING) for entry in entries))
+        return self._add_each(sink, zip(entries, repeat(_NOTHING)))
 
     def _add_each(self, sink: TarSink, found: Iterable[tuple[Entry, Fetched]]) -> bool:
+        with _Folder() as folder:
+            return self._add_from(folder, sink, found)
+
+    def _add_from(self, folder: _Folder, sink: TarSink, found: Iterable[tuple[Entry, Fetched]]) -> bool:
         """The hot loop: for each file one open, read, fstat and close."""
         meter, left_out, add, job = self.meter, self.left_out, sink.add, self.task.job
         bases, cut, flags = job.roots, len(job.spec.key_prefix), _FLAGS | (0 if job.follow else os.O_NOFOLLOW)
         open_, read, fstat, close = os.open, os.read, os.fstat, os.close
+        front = near = ""
+        folder_fd: int | None = None
         for place, (entry, fetched) in enumerate(found):
             key, root, parts = entry
             meter.key = key
@@ -129,7 +165,15 @@ class ShardUpload:
             if left_out and place in left_out:
                 self._reject(key, left_out[place])
                 continue
-            front = f"{bases[root]}{key[cut:]}." if root >= 0 else ""
+            if root >= 0:
+                front = f"{bases[root]}{key[cut:]}."
+                path_of_folder, _, near = front.rpartition("/")
+                if path_of_folder != folder.path:
+                    folder.leave(path_of_folder)
+                elif not folder.tried:
+                    folder.open()
+                if (folder_fd := folder.fd) is None:
+                    near = front
             record: dict[str, Any] = {}
             held = 0
             path: str | None = ""
@@ -143,7 +187,7 @@ class ShardUpload:
                         if held > LARGE_BYTES or (size > _BIG_BYTES and _total(parts) > LARGE_BYTES):
                             held = LARGE_BYTES + 1
                             break
-                        fd = open_(path or front + name, flags)
+                        fd = open_(path, flags) if path else open_(near + name, flags, dir_fd=folder_fd)
                         try:
                             body = read(fd, size + 1)  # one more, to notice that it has grown
                             now = fstat(fd)
