@@ -151,9 +151,8 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
         report.plan_only = True
         return report
     try:
+        found.sweep()
         with ExitStack() as stack:
-            found.sweep()
-            stack.callback(found.sweep)
             spool = stack.enter_context(_spool_folder(found, options, settings))
             urls = [found.shards[0].url, *found.parts[:1]]
             engine = stack.enter_context(choose_engine(options, len(found.shards), urls))
@@ -163,6 +162,7 @@ def run(spec: ExtractSpec, options: RunOptions | None = None, listener: Listener
             outcomes = stack.enter_context(closing(told))  # type: ignore[type-var]
             ordered = in_order(_told(outcomes, listener), spool if not options.scheduler else "")
             _consume(found, ordered, report)
+        found.sweep()
     except Interrupted:
         report.interrupted = True
         raise
