@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support.dask_operator import dask_operator
@@ -32,7 +32,7 @@ def dask_objects(space: Kube) -> list[str]:
     return space.kubectl("get", kinds, "-l", "dask.org/cluster-name", "-o", "name").split()
 
 
-def test_a_job_runs_on_a_dask_cluster_and_its_pods_are_gone_after_it(with_dask: System, data: Data) -> None:
+def it_runs_and_its_pods_are_gone_after_it(with_dask: System, data: Data) -> None:
     gate = Gate(with_dask, data.name)
     with with_dask.namespace() as space:
         held(with_dask, space, data, gate, **DASK)
@@ -45,7 +45,7 @@ def test_a_job_runs_on_a_dask_cluster_and_its_pods_are_gone_after_it(with_dask: 
         space.wait_for(lambda: not space.names("daskcluster") and not dask_objects(space), 60, "the end of Dask's pods")
 
 
-def test_a_lost_runner_and_a_lost_worker_cost_no_shard_on_a_dask_cluster(with_dask: System, data: Data) -> None:
+def it_outlasts_the_loss_of_runner_and_worker(with_dask: System, data: Data) -> None:
     gate = Gate(with_dask, data.name)
     with with_dask.namespace() as space:
         held(with_dask, space, data, gate, **DASK)
@@ -58,7 +58,7 @@ def test_a_lost_runner_and_a_lost_worker_cost_no_shard_on_a_dask_cluster(with_da
         assert ends_well(space, data, gate, lost=WORKERS + 1)["attempt"] == 2
 
 
-def test_workers_of_a_dask_cluster_are_scaled_and_a_deletion_leaves_nothing(with_dask: System, data: Data) -> None:
+def it_is_scaled_and_leaves_nothing_when_deleted(with_dask: System, data: Data) -> None:
     gate = Gate(with_dask, data.name)
     with with_dask.namespace() as space:
         held(with_dask, space, data, gate, **DASK)
@@ -68,3 +68,17 @@ def test_workers_of_a_dask_cluster_are_scaled_and_a_deletion_leaves_nothing(with
         space.wait_for(lambda: len(space.names("pod", workers)) == 3, 90, "a third worker")
         space.delete("shardmap", "upper")
         space.wait_for(lambda: not left_in(space) and not dask_objects(space), 90, "the end of all of the job")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "claim",
+    [
+        it_runs_and_its_pods_are_gone_after_it,
+        it_outlasts_the_loss_of_runner_and_worker,
+        it_is_scaled_and_leaves_nothing_when_deleted,
+    ],
+    ids=lambda claim: claim.__name__,
+)
+def test_of_a_job_on_a_dask_cluster(with_dask: System, data: Data, claim: Callable[[System, Data], None]) -> None:
+    claim(with_dask, data)
