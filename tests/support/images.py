@@ -1,4 +1,4 @@
-"""The images of runner, operator and web storage for the tests, built on this machine and kept between runs.
+"""The images that the tests on a cluster need, built on this machine and kept between runs: those of `RECIPES`.
 
     for image in images.build():
         image.reference, image.archive
@@ -56,6 +56,9 @@ _CODE = ("runner/tarmill", "operator/tarmill_operator", "pyproject.toml", "READM
 RECIPES = {
     "runner": Recipe("runner/Dockerfile", ".", _PYTHON, (*_CODE, "runner/requirements.lock")),
     "operator": Recipe("operator/Dockerfile", ".", _PYTHON, (*_CODE, "operator/requirements.lock")),
+    "dask-operator": Recipe(
+        "tests/e2e/dask-operator/Dockerfile", "tests/e2e/dask-operator", _PYTHON, ("tests/e2e/dask-operator",)
+    ),
     "store": Recipe("nginx/Dockerfile", "nginx", ("nginx-light",), ("nginx/conf", "nginx/start.sh")),
 }
 NAMES = tuple(RECIPES)

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from support.gates import Gate
+from support.held_runs import WORKERS, ends_well, held, left_in, pods_of
 from support.kube import Kube
-from support.operated import System, is_over, phase
-from support.shards_in_store import SHARDS, Data
+from support.operated import System, phase
+from support.shards_in_store import Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
 Fault = Callable[[System, Kube], None]
-
-
-def held(system: System, space: Kube, data: Data, gate: Gate, **spec: Any) -> None:
-    """Begin a map on two workers, and return when one shard is done and the others wait at the gate."""
-    output = f"{data.url}/mapped/out-@.tar.gz"
-    workers = {"replicas": 2, **spec.pop("workers", {})}
-    space.apply(
-        system.resource(
-            "ShardMap", "upper", input=data.input, output=output, script=gate.script, workers=workers, **spec
-        )
-    )
-
-    def is_held(found: Any) -> bool:
-        assert phase(found) != "Failed", found["status"]
-        return bool(found.get("status", {}).get("shards", {}).get("done") == 1)
-
-    space.wait("shardmap", "upper", is_held, 120, "one shard that is done")
-
-
-def ends_well(space: Kube, data: Data) -> dict[str, Any]:
-    """Wait for success, and make sure that all is as if nothing had been; the status."""
-    done = space.wait("shardmap", "upper", is_over, 180, "the end")
-    status: dict[str, Any] = done["status"]
-    assert status["phase"] == "Succeeded", status
-    assert status["shards"] == {"total": SHARDS, "done": SHARDS, "failed": 0}
-    assert data.system.bytes_of(f"{data.name}/mapped") == data.mapped()
-    assert not [name for name in data.system.names(f"{data.name}/mapped") if ".tarmill" in name]
-    return status
-
-
-def pods_of(space: Kube, role: str) -> list[str]:
-    return list(space.names("pod", f"tarmill.dev/role={role}"))
 
 
 def lose_the_runner(system: System, space: Kube) -> None:
@@ -87,21 +56,28 @@ def lose_operator_and_runner(system: System, space: Kube) -> None:
     space.wait("shardmap", "upper", lambda found: found["status"].get("attempt") == 2, what="another attempt")
 
 
-FAULTS: list[Fault] = [lose_the_runner, lose_a_worker, lose_the_operator, lose_the_api_server]
-RARER: list[Fault] = [lose_all_workers, lose_operator_and_runner]
+# With each how many shards that were in work may have to be begun again.
+FAULTS: list[tuple[Fault, int]] = [
+    (lose_the_runner, WORKERS),
+    (lose_a_worker, 1),
+    (lose_the_operator, 0),
+    (lose_the_api_server, 0),
+]
+RARER: list[tuple[Fault, int]] = [(lose_all_workers, WORKERS), (lose_operator_and_runner, WORKERS)]
+CASES = [
+    *(pytest.param(*case, id=case[0].__name__) for case in FAULTS),
+    *(pytest.param(*case, id=case[0].__name__, marks=pytest.mark.long) for case in RARER),
+]
 
 
-CASES = [*FAULTS, *(pytest.param(fault, marks=pytest.mark.long) for fault in RARER)]
-
-
-@pytest.mark.parametrize("fault", CASES, ids=lambda fault: fault.__name__)
-def test_a_run_outlasts_a_loss(system: System, data: Data, fault: Fault) -> None:
+@pytest.mark.parametrize(("fault", "lost"), CASES)
+def test_a_run_outlasts_a_loss(system: System, data: Data, fault: Fault, lost: int) -> None:
     gate = Gate(system, data.name)
     with system.namespace() as space:
         held(system, space, data, gate)
         fault(system, space)
         gate.open()
-        status = ends_well(space, data)
+        status = ends_well(space, data, gate, lost)
         assert status["attempt"] == (2 if "runner" in fault.__name__ else 1)
 
 
@@ -116,7 +92,7 @@ def test_a_run_that_is_suspended_twice_costs_no_retry(system: System, data: Data
             set_run(space, suspend=False)
             space.wait("shardmap", "upper", lambda found: phase(found) == "Running", 90, "the next part")
         gate.open()
-        status = ends_well(space, data)
+        status = ends_well(space, data, gate, lost=2 * WORKERS)
         assert status["restarts"]["counted"] == 0
 
 
@@ -129,7 +105,7 @@ def test_workers_are_scaled_while_a_job_runs(system: System, data: Data) -> None
             space.kubectl("patch", "shardmap", "upper", "--type=merge", "-p", json.dumps(change))
             space.wait_for(lambda count=count: len(pods_of(space, "worker")) == count, 90, f"{count} workers")  # type: ignore[misc]
         gate.open()
-        ends_well(space, data)
+        ends_well(space, data, gate, lost=WORKERS)
 
 
 def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator(system: System, data: Data) -> None:
@@ -146,7 +122,25 @@ def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator
             "ShardMap", "upper", input=data.input, output=f"{data.url}/mapped/out-@.tar.gz", script=gate.script
         )
         space.apply(held_or_done)
-        ends_well(space, data)
+        ends_well(space, data, gate, lost=2 * WORKERS)
+
+
+def test_what_is_deleted_while_the_operator_alone_is_cut_off_is_seen_afterwards(system: System, data: Data) -> None:
+    gate = Gate(system, data.name)
+    with system.namespace() as space:
+        held(system, space, data, gate)
+        other = {"input": data.input, "output": f"{data.url}/other/out-@.tar.gz", "script": gate.script}
+        space.apply(system.resource("ShardMap", "other", **other))
+        space.wait("shardmap", "other", lambda found: phase(found) == "Running", 90, "work")
+        with cut_off(system):
+            space.delete("shardmap", "other")
+            [job] = space.names("job", "tarmill.dev/name=upper")
+            space.delete("job", job)
+            space.wait_for(lambda: len(pods_of(space, "runner")) == 0, what="the end of both runners")
+        gate.open()
+        status = ends_well(space, data, gate, lost=None)
+        assert status["attempt"] == 2
+        space.wait_for(lambda: not space.names("pod,configmap", "tarmill.dev/name=other"), 60, "the end of the other")
 
 
 def test_a_job_goes_on_while_the_kubelet_is_away(system: System, data: Data) -> None:
@@ -158,14 +152,22 @@ def test_a_job_goes_on_while_the_kubelet_is_away(system: System, data: Data) -> 
         [operator] = system.pods()
         system.home.wait_for(lambda: system.home.logs(operator), 60, "a kubelet that answers")
         gate.open()
-        assert ends_well(space, data)["attempt"] == 1
+        assert ends_well(space, data, gate)["attempt"] == 1
+
+
+@contextmanager
+def cut_off(system: System) -> Iterator[None]:
+    """The operator, and nobody else, gets no word from the API server in the block."""
+    node = system.home.local_node()
+    [operator] = system.pods()
+    address = system.home.get("pod", operator)["status"]["podIP"]
+    rule = ["-s", address, "-p", "tcp", "--dport", "6443", "-j", "DROP"]
+    node.command("exec", "iptables", "-I", "INPUT", *rule)
+    try:
+        yield
+    finally:
+        node.command("exec", "iptables", "-D", "INPUT", *rule)
 
 
 def set_run(space: Kube, **change: Any) -> None:
     space.kubectl("patch", "shardmap", "upper", "--type=merge", "-p", json.dumps({"spec": {"run": change}}))
-
-
-def left_in(space: Kube) -> list[str]:
-    """All objects of jobs that are still there."""
-    kinds = "pods,jobs,deployments,services,configmaps,secrets,networkpolicies"
-    return space.kubectl("get", kinds, "-l", "tarmill.dev/uid", "-o", "name").split()
