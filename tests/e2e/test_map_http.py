@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -205,3 +206,19 @@ def test_passwords_in_urls_work_and_are_found_nowhere(web: nginx.Nginx, root: Pa
     assert any(f"http://{nginx.USER}:***@127.0.0.1".encode() in text for text in texts)
     for spelling in (secret, nginx.PASSWORD, secret.partition("%")[0]):
         assert not [text for text in texts if spelling.encode() in text]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_is_tried_again_is_told_in_json_lines_too(
+    web: nginx.Nginx, root: Path, tmp_path: Path, workers: str
+) -> None:
+    (tmp_path / "up.py").write_text(UPPER)
+    with FaultProxy(web.port, [Answer(503, "0")] * 6, only=("PUT",)) as proxy:
+        there = f"{proxy.base}/{root.name}"
+        arguments = ["-p", "up.py", f"{there}/in-@{SHARDS}.tar", f"{there}/out-@.tar", "-j", workers]
+        done = command([*arguments, "--log-format", "json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    told = [event["message"] for event in events if event["event"] == "log"]
+    assert len(told) == 6
+    assert all("503" in message for message in told)

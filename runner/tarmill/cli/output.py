@@ -244,6 +244,8 @@ def _stopping() -> Iterator[None]:
 def run_command(work: Callable[[], None], log_format: str = "text") -> None:
     """Run a command's work and leave the process with its exit code; the only place where errors become codes."""
     code = 0
+    if log_format == "json":
+        os.environ["TARMILL_LOG_FORMAT"] = "json"  # for what stores warn of, also in other processes
     try:
         with _stopping():
             work()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from tarmill.errors import UsageError
 from tarmill.serve.last_words import last_words, message_of, write_last_words
 from tarmill.serve.status import Status
 from tarmill.spec import RunOptions
+from tarmill.storage.log import JsonLines
 from tarmill.values import replace
 
 FOR_EVER_S = 10.0**8
@@ -116,14 +116,5 @@ def _set_up_logs(log_format: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
+    handler.setFormatter(JsonLines())
     logging.getLogger().addHandler(handler)
-
-
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        facts = {"event": "log", "time_s": round(record.created, 3), "level": record.levelname.lower()}
-        facts |= {"logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            facts["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(facts)

@@ -6,7 +6,6 @@ and, where the server asked for a pause, `retry_after_s`.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +13,10 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from tarmill.errors import StorageError
+from tarmill.storage.log import log
 from tarmill.storage.settings import StorageSettings
 
 Result = TypeVar("Result")
-_log = logging.getLogger("tarmill.storage")
 _MIN_TRIES = 4  # an upload may use up the whole budget before it fails for the first time
 # https://www.rfc-editor.org/rfc/rfc9110#section-15: 501, 505 and 507 will be the same a moment later
 RETRIED_STATUSES = frozenset({408, 425, 429}) | frozenset(range(500, 600)) - {501, 505, 507, 511}
@@ -80,7 +79,7 @@ class Retrier:
         delay = max(self._jitter(0.0, bound), asked)
         if left > 0:
             delay = min(delay, max(left, asked))
-        _log.warning("%s; try %d follows in %.1f s", error.message, self.tries + 1, delay)
+        log().warning("%s; try %d follows in %.1f s", error.message, self.tries + 1, delay)
         self._pause(delay)
 
     def _gave_up(self, error: StorageError, spent: float, asked: float) -> StorageError:

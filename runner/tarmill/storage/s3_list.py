@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterator
 from typing import Any
 
 from tarmill.errors import AccessError, NotFoundError, StorageError
 from tarmill.storage.base import Stat
+from tarmill.storage.log import log
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.s3_client import S3Client
 from tarmill.storage.s3_peek import may_have_uploads
 from tarmill.storage.urls import mask
 
-_log = logging.getLogger("tarmill.storage")
 PAGE: dict[str, Any] = {}
 """What is asked of each page of objects; the server's own length by default."""
 
@@ -108,11 +107,11 @@ def sweep_uploads(client: S3Client, folder: str, start: str, owner: str, outputs
     except NotFoundError:
         return count  # no such bucket
     except AccessError as error:
-        _log.info("unfinished uploads are left to the bucket's lifecycle rule: %s", error)
+        log().info("unfinished uploads are left to the bucket's lifecycle rule: %s", error)
     except StorageError as error:
         if error.facts.get("status") not in (400, 405, 501):
             raise
-        _log.info("unfinished uploads cannot be listed at this store: %s", error)
+        log().info("unfinished uploads cannot be listed at this store: %s", error)
     return count
 
 
@@ -134,5 +133,5 @@ def _abort(client: S3Client, url: str, key: str, upload_id: str) -> bool:
         if isinstance(error, NotFoundError) or error.facts.get("code") == "NoSuchUpload":
             return False
         raise
-    _log.info("removed the parts of an unfinished upload of %s", mask(url))
+    log().info("removed the parts of an unfinished upload of %s", mask(url))
     return True

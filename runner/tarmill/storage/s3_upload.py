@@ -5,19 +5,18 @@ The thread waits for the network instead of the caller, who can be interrupted. 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from functools import partial
 from typing import Any
 
+from tarmill.storage.log import log
 from tarmill.storage.pending import UploadCancelled, pause
 from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.s3_client import S3Client
 from tarmill.storage.s3_options import PARTS_IN_FLIGHT
 from tarmill.storage.urls import mask
 
-_log = logging.getLogger("tarmill.storage")
 _QUEUE_BYTES = 2 << 20
 _STOP_WAIT_S = 10.0
 
@@ -82,7 +81,7 @@ class PartsUpload:
             self._changed.notify_all()
         self._thread.join(_STOP_WAIT_S)
         if self._thread.is_alive():
-            _log.warning("%s: the store does not answer; parts of an unfinished upload may stay", mask(self._url))
+            log().warning("%s: the store does not answer; parts of an unfinished upload may stay", mask(self._url))
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -148,4 +147,4 @@ class PartsUpload:
         try:
             writer.__exit__(UploadCancelled, UploadCancelled(), None)
         except Exception as error:  # closed already: obstore has aborted it itself
-            _log.debug("%s: abort: %s", mask(self._url), error)
+            log().debug("%s: abort: %s", mask(self._url), error)
