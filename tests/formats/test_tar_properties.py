@@ -179,21 +179,23 @@ def mixtures(draw: st.DrawFn) -> bytes:
 
 
 def told(found: Outcome) -> tuple:
+    """What a caller sees; the counts of a shard that failed are published by nobody, and a fast reader counts ahead."""
     tally = found.tally
+    counts = (
+        tally.samples,
+        tally.members,
+        tally.skipped,
+        tally.dropped,
+        tally.kept_damaged,
+        tally.unread,
+        tally.duplicate_keys,
+    )
     return (
         found.records,
         type(found.error),
         found.reason,
         found.error.message if found.error else None,
-        (
-            tally.samples,
-            tally.members,
-            tally.skipped,
-            tally.dropped,
-            tally.kept_damaged,
-            tally.unread,
-            tally.duplicate_keys,
-        ),
+        None if found.error else counts,
         found.rejections,
     )
 
