@@ -20,7 +20,7 @@ help:
 	@echo 'make demo         a small real data set through htmapper, htshuffle, htsort and htextract'
 	@echo 'make demo-kube    the same as resources on a Kubernetes node that is made for it; root on Debian'
 	@echo 'make test         all tests, and of the long ones a sample that changes daily; makes what they need first'
-	@echo 'make quick        the tests that need no server and no Dask; under a minute'
+	@echo 'make quick        the tests of formats, planning, stores and operator without servers; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
 	@echo 'make lint         ruff, mypy, the import contracts'
 	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
@@ -93,8 +93,11 @@ demo-kube: $(VENV)/.test $(VENV)/.demo $(DEMO)/digits-3.tar kube-images
 test: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long sample
 
+# Whole jobs, processes, commands, rendered charts: what takes its time even without a server.
+SLOW := jobs engine cli chart test_docs.py
+
 quick: $(VENV)/.test
-	@$(PYTEST) --long none -m 'not real'
+	@$(PYTEST) --long none -m 'not real' $(addprefix --ignore=tests/,$(SLOW))
 
 test-full: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long all
