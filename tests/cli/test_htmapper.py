@@ -203,6 +203,7 @@ def test_json_progress_is_json_to_the_last_line(folder: Path, way: str) -> None:
     script = {"failed shard": "bad.py", "bad script": "broken.py"}.get(way, "up.py")
     output = "in-@3.tar" if way == "refused" else "out-@.tar"
     result = call("map", "-p", script, "in-@3.tar", output, "--log-format", "json")
+    assert "TARMILL_LOG_FORMAT" not in os.environ
     events = events_of(result.stderr)
     assert [event["event"] for event in events] == {
         "good": ["plan", "shard", "shard", "shard", "report"],

@@ -241,13 +241,30 @@ def _stopping() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _warnings_as(log_format: str) -> Iterator[None]:
+    """Give what stores warn of the form of the other lines, also in processes that are started meanwhile."""
+    if log_format != "json":
+        yield
+        return
+    from tarmill.storage.log import FORMAT_VARIABLE
+
+    before = os.environ.get(FORMAT_VARIABLE)
+    os.environ[FORMAT_VARIABLE] = log_format
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[FORMAT_VARIABLE]
+        else:
+            os.environ[FORMAT_VARIABLE] = before
+
+
 def run_command(work: Callable[[], None], log_format: str = "text") -> None:
     """Run a command's work and leave the process with its exit code; the only place where errors become codes."""
     code = 0
-    if log_format == "json":
-        os.environ["TARMILL_LOG_FORMAT"] = "json"  # for what stores warn of, also in other processes
     try:
-        with _stopping():
+        with _stopping(), _warnings_as(log_format):
             work()
     except Interrupted as stop:
         name = "Ctrl-C" if stop.signal_number == 2 else "SIGTERM"
