@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from support.helm import CHART, EVERYTHING, NAMESPACED, ROOT, helm, needs_helm, one, rendered
+from support.pods import assert_restricted
 
 from tarmill_operator.children import Children
 from tarmill_operator.config import from_environment
@@ -68,14 +69,8 @@ def test_each_pod_is_one_that_restricted_lets_in(tmp_path: Path, values: dict[st
     specs = list(pod_specs(rendered(tmp_path, values)))
     assert len(specs) == 2 + bool(values)
     for spec in specs:
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert_restricted(spec)
         for container in spec["containers"]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }
             assert container["resources"]["limits"]["memory"]
 
 

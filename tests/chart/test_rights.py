@@ -50,13 +50,7 @@ def scaled(world: World) -> None:
     """A job whose workers become more while it runs."""
     resource = world.cluster.make()
     world.hear()
-    while "runningTime" not in world.status(resource):
-        world.operate()
-        world.cluster.step()
-        world.hear()
-        world.cluster.now += 1
-        for uid in world.cache.uids():
-            world.wake(uid)
+    world.go_on(lambda: "runningTime" in world.status(resource))
     world.cluster.edit(resource, "workers", replicas=3)
     world.hear()
     world.settle()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.observing import SETTINGS, UID, resource
+from support.pods import assert_restricted
 
 from tarmill_operator.children import Children, job_document
 from tarmill_operator.merge import merged
@@ -33,14 +34,8 @@ def pod_specs(objects: dict[str, Resource]) -> dict[str, Resource]:
 def test_every_pod_passes_the_restricted_standard_and_holds_no_token(engine: str) -> None:
     for spec in pod_specs(made(resource(cluster={"engine": engine}))).values():
         assert spec["automountServiceAccountToken"] is False
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert_restricted(spec)
         for container in spec["containers"]:
-            assert container["securityContext"] == {
-                "allowPrivilegeEscalation": False,
-                "readOnlyRootFilesystem": True,
-                "capabilities": {"drop": ["ALL"]},
-            }
             assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
 
 

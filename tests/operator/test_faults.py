@@ -34,21 +34,8 @@ def begun(world: World, **spec: Any) -> Resource:
     """Let a job come to where its runner has finished a shard."""
     resource = world.cluster.make(**spec)
     world.hear()
-    go_on(world, lambda: bool(world.cluster.finished) and "runningTime" in world.status(resource))
+    world.go_on(lambda: bool(world.cluster.finished) and "runningTime" in world.status(resource))
     return resource
-
-
-def go_on(world: World, until: Callable[[], bool]) -> None:
-    for _ in range(60):
-        if until():
-            return
-        world.operate()
-        world.cluster.step()
-        world.hear()
-        world.cluster.now += 1
-        for uid in world.cache.uids():
-            world.wake(uid)
-    raise AssertionError("it never came to that")
 
 
 def runner_fails_once(world: World) -> Resource:
@@ -84,7 +71,7 @@ def suspended_twice(world: World) -> Resource:
         assert [kind for kind, _ in world.left() if kind in ("Job", "Deployment", "Pod")] == []
         world.cluster.edit(resource, "run", suspend=False)
         world.hear()
-        go_on(world, lambda attempt=attempt: world.status(resource)["attempt"] > attempt)  # type: ignore[misc]
+        world.go_on(lambda attempt=attempt: world.status(resource)["attempt"] > attempt)  # type: ignore[misc]
     world.settle()
     return resource
 

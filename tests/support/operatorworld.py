@@ -3,6 +3,7 @@ whose clock the test moves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from support.fakeapi import drive
@@ -94,6 +95,19 @@ class World:
                 due = self.cluster.now + again
                 self.due[uid] = min(self.due.get(uid, due), due)
         raise AssertionError(f"the operator finds no rest: {self.api.calls[-20:]}")
+
+    def go_on(self, until: Callable[[], bool]) -> None:
+        """Let a second after the other pass until something holds."""
+        for _ in range(60):
+            if until():
+                return
+            self.operate()
+            self.cluster.step()
+            self.hear()
+            self.cluster.now += 1
+            for uid in self.cache.uids():
+                self.wake(uid)
+        raise AssertionError("it never came to that")
 
     def settle(self, rounds: int = 120) -> None:
         """Let everything go on until nothing changes any more, time passing where all wait for it."""

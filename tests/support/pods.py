@@ -7,6 +7,22 @@ from typing import Any
 
 Object = Mapping[str, Any]
 
+CONTAINER_RIGHTS = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""What Pod Security `restricted` asks of a container, and a root file system that is read-only."""
+
+
+def assert_restricted(spec: Object) -> None:
+    """Hold a pod's spec against Pod Security `restricted`, and its containers to a read-only root file system."""
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+    for container in spec["containers"]:
+        assert container["securityContext"] == CONTAINER_RIGHTS
+
 
 def pod(name: str, image: str, command: Sequence[str], **more: Any) -> dict[str, Any]:
     """A pod of one container that Pod Security `restricted` lets in: read-only root, /tmp an emptyDir, run once.
@@ -19,11 +35,7 @@ def pod(name: str, image: str, command: Sequence[str], **more: Any) -> dict[str,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": list(command),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": CONTAINER_RIGHTS,
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         **more,
     }
