@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -54,7 +53,7 @@ def stands_in_the_way(found: Any) -> tuple[str, str] | None:
 
 
 def told(space: Kube) -> tuple[str, str]:
-    found: tuple[str, str] = space.wait("shardmap", "upper", stands_in_the_way, 60, "the cause of the trouble")
+    found: tuple[str, str] = space.wait("shardmap", "upper", stands_in_the_way, 30, "the cause of the trouble")
     return found
 
 
@@ -77,11 +76,9 @@ def test_what_keeps_pods_from_running_is_told(
 ) -> None:
     with system.namespace() as space:
         space.apply(job(system, data, **spec))
-        began_s = time.monotonic()
         found, message = told(space)
         assert found == reason, message
         assert words in message
-        assert time.monotonic() - began_s < 30
 
 
 def test_a_quota_without_room_is_told_and_the_job_runs_once_there_is(system: System, data: Data) -> None:
