@@ -24,7 +24,7 @@ help:
 	@echo 'make test-full    all tests, the long ones too'
 	@echo 'make lint         ruff, mypy, the import contracts'
 	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
-	@echo 'make kube-images  the container images of runner and operator, for the tests'
+	@echo 'make kube-images  the container images of runner, operator and web storage, for the tests'
 	@echo 'make lock         their lock files from pyproject.toml; LOCK=--upgrade for the newest releases'
 	@echo 'make crds         write crds/ again, from the specs, and their copies in the chart'
 	@echo 'make manifests    write the generated files of deploy/ again, from the chart'
