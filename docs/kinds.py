@@ -106,7 +106,7 @@ def type_of(schema: Schema) -> str:
     if "enum" in schema:
         return " or ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("x-kubernetes-int-or-string"):
-        return "number or text with a unit"
+        return "number or text with a unit" if "pattern" in schema else "number or text"
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {type_of(schema['items'])}"
