@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from support.kube_clusters import NODE_CACHE
+from support.kube_clusters import find_helm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "tarmill"
-HELM = shutil.which("helm", path=f"{NODE_CACHE / 'bin'}:{os.environ['PATH']}")
+HELM = find_helm()
 needs_helm = pytest.mark.skipif(HELM is None, reason="there is no helm: 'make kube-node' builds one")
 
 Values = Mapping[str, Any]

@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import selectors
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from typing import IO, Any, TypeVar
 
 import pytest
 
-from support.kube_clusters import NODE_CACHE, Cluster, NodeCluster, image_reference, run
+from support.kube_clusters import Cluster, NodeCluster, find_helm, image_reference, run
 
 T = TypeVar("T")
 Object = Mapping[str, Any]
@@ -88,8 +87,8 @@ class Kube:
         return self._images[name]
 
     def helm(self, *arguments: str, timeout_s: float = 120) -> str:
-        """What helm prints; the node's build has one, other clusters need it on the PATH."""
-        command = shutil.which("helm", path=f"{NODE_CACHE / 'bin'}:{os.environ['PATH']}")
+        """What helm prints."""
+        command = find_helm()
         assert command, "there is no helm: 'make kube-node' builds one"
         return run(command, *self._where(), *arguments, environment=self.cluster.environment, timeout_s=timeout_s)
 

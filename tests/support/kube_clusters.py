@@ -82,6 +82,11 @@ class NodeCluster:
         self.command("load", str(image.archive))
 
 
+def find_helm() -> str | None:
+    """Where helm is; the node's build has one, other clusters need it on the PATH."""
+    return shutil.which("helm", path=f"{NODE_CACHE / 'bin'}:{os.environ['PATH']}")
+
+
 def choose() -> str:
     """One of current, kind, node."""
     asked = os.environ.get(CHOICE, "")

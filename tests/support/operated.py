@@ -16,18 +16,17 @@ import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
+from support.helm import CHART, ROOT
 from support.kube import Kube
 from support.pods import Object
+from tarmill.spec import KINDS
 
-CHART = Path(__file__).parents[2] / "charts" / "tarmill"
 RELEASE = "tarmill"
 USER, PASSWORD = "jobs", "pa55w0rd-of-the-jobs"
 CREDENTIALS = "store"
 """The Secret with the store's user and password, in each namespace with jobs."""
-KINDS = ("ShardMap", "ShardExtract", "ShardShuffle", "ShardSort", "ShardUpload")
 FINISHED = ("Succeeded", "Failed")
 
 
@@ -167,7 +166,7 @@ def operated(kube: Kube, name: str = "", **values: Any) -> Iterator[System]:
             home.helm("uninstall", RELEASE, "--wait")
             kinds = [name for name in kube.names("crd") if name.endswith(".tarmill.dev")]
             assert len(kinds) == len(KINDS), "the definitions stay, and with them what was made by them"
-            kube.kubectl("delete", "-f", str(CHART.parents[1] / "crds"), "--ignore-not-found", timeout_s=120)
+            kube.kubectl("delete", "-f", str(ROOT / "crds"), "--ignore-not-found", timeout_s=120)
 
 
 def install(home: Kube, **values: Any) -> None:

@@ -7,9 +7,10 @@ import json
 import pytest
 import yaml
 from support.gates import Gate
+from support.helm import ROOT
 from support.kube import Kube
 from support.maps import UPPER
-from support.operated import CHART, RELEASE, System, install, is_over, phase
+from support.operated import RELEASE, System, install, is_over, phase
 from support.shards_in_store import Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
@@ -38,7 +39,7 @@ def test_an_upgrade_brings_the_definitions_up_to_date_while_a_job_runs(system: S
         system.home.kubectl("replace", "-f", "-", input=json.dumps(definition))
         install(system.home)
         renewed = system.home.get("crd", "shardmaps.tarmill.dev")["spec"]["versions"][0]
-        path = CHART.parents[1] / "crds" / "tarmill.dev_shardmaps.yaml"
+        path = ROOT / "crds" / "tarmill.dev_shardmaps.yaml"
         wanted = yaml.safe_load(path.read_text())["spec"]["versions"][0]
         assert len(renewed["additionalPrinterColumns"]) == len(wanted["additionalPrinterColumns"])
         gate.open()
