@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tarmill.engine.base import Progress
+from tarmill.heap import keep_freed_memory
 
 PERIOD_S = 0.5
 
@@ -80,6 +81,7 @@ def running(index: int, trace: Callable[[str], None] | None = None) -> Iterator[
         index: of the task.
         trace: is called with every key that the task sets; slows the task down.
     """
+    keep_freed_memory()
     thread = threading.get_ident()
     meter = _here.meter = _running[thread] = Meter(index) if trace is None else TracedMeter(index, trace)
     try:

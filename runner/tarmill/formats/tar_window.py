@@ -14,6 +14,8 @@ import mmap
 from collections.abc import Callable
 from typing import Protocol
 
+from tarmill.heap import keep_freed_memory
+
 WINDOW_BYTES = 1 << 20
 _SHORT_FILL = 4 << 10
 _LEAP_FILL = 2 << 10
@@ -57,6 +59,7 @@ class Window:
         try:
             self.buffer = _idle.pop()
         except IndexError:
+            keep_freed_memory()
             self.buffer = mmap.mmap(-1, WINDOW_BYTES)
         self.view = memoryview(self.buffer)
         self._leap_view = self.view[:_LEAP_FILL]
