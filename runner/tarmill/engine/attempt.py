@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from tarmill.engine import meter
 from tarmill.engine.base import Progress, R, T, as_tarmill_error
 from tarmill.errors import Interrupted, TarmillError
+from tarmill.values import valueclass
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Ended:
     """What a worker says of an attempt that came to its end: a result or an error, and the last state of its meter."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+
+from tarmill.values import field, valueclass
 
 MAX_DEATHS_ALONE = 2
 
 
-@dataclass(frozen=True, slots=True)
+@valueclass
 class Start:
     """An order: start this task on this worker now. `attempt` counts from 1; `alone` tells that a suspect runs."""
 
@@ -25,13 +26,13 @@ class Start:
     alone: bool
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class _Run:
     attempt: int
     shared: bool  # another task ran on this worker during a part of this run
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class _Worker:
     slots: int
     age: int

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 
 from tarmill.engine.base import Progress, TaskLike
 from tarmill.errors import TaskTimeout, WorkerDied
+from tarmill.values import valueclass
 
 SILENCE_S = 3.0  # six missed reports: what was heard last no longer tells where the task is
 
 
-@dataclass(slots=True)
+@valueclass(frozen=False)
 class Watch:
     """When a task was last heard, and when what it said last changed; times are of a monotonic clock, in seconds."""
 
