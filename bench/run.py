@@ -1,6 +1,6 @@
 """Measure the tools against their peers: `make bench`, or `make bench-check` for the quick batch that fails on ratios.
 
-CPU time of the whole process tree per sample, start-up included; medians of n rounds, all competitors in turn within
+CPU time of the whole process tree per sample, start-up included; the least of n rounds, all competitors in turn within
 each round; outputs on a memory file system where there is one. Before the first round each row runs once on the short
 view and what it read or wrote is hashed: a row whose samples are not right fails the benchmark.
 """

@@ -57,7 +57,7 @@ PLANS = {
     "text": Plan("text", 8_000, 1, 16),
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
-LINKS = {"gz": 10, "long": 150, "wide": 60, "s3": 6}
+LINKS = {"gz": 10, "long": 150, "wide": 80, "s3": 6}
 """Of variants. Compression makes a sample dear: fewer are enough. Reading a small field of large samples costs next to
 nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured. Two processes against
 one is a question of throughput: those lists are long enough for the processes' start not to decide it. A store that
