@@ -220,7 +220,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only what bars need; exit 1 below a floor")
-    parser.add_argument("--rounds", type=int, help="rounds (5, with --check 3)")
+    parser.add_argument("--rounds", type=int, help="rounds (5, with --check 2)")
     parser.add_argument("--scale", type=float, default=1.0, help="1.0 is about 100 MB of data on disk")
     parser.add_argument("--only", help="only rows whose name contains this")
     parser.add_argument("--no-http", action="store_true", help="leave out the rows that need nginx")
@@ -246,7 +246,7 @@ def main() -> int:
     """Run a batch; the exit code is 1 when a ratio is below its floor (with --check), 2 when it cannot be trusted."""
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the web server and the scratch folder go too
-    rounds = options.rounds or (3 if options.check else 5)
+    rounds = options.rounds or (2 if options.check else 5)
     rows = [
         row for row in all_rows(not options.check, places_of(options)) if not options.only or options.only in row.name
     ]
@@ -266,8 +266,8 @@ def main() -> int:
             batch.warm()
             for number in range(rounds):
                 print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-                # Long runs wander less: two of them are enough for the quick batch.
-                batch.round(spare_slow=options.check and 0 < number < rounds - 1)
+                # Long runs wander less: one of them is enough for a check.
+                batch.round(spare_slow=options.check and number > 0)
             verdicts = judge(batch.results, batch.parallel)
             if failed := [verdict for verdict in verdicts if not verdict.holds]:
                 print(f"{len(failed)} bars failed: two more rounds of their rows", file=sys.stderr, flush=True)
