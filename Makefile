@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 BENCH := $(BIN)/python bench/run.py
 
-.PHONY: help demo demo-kube test quick test-full lint crds docs bench bench-check bench-large clean
+.PHONY: help demo demo-kube test quick test-full lint crds docs bench bench-check bench-large bench-operator clean
 .DELETE_ON_ERROR:
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
 	@echo 'make bench-large  shuffle and sort of 1 to 20 GB in 512 MB of memory; takes an hour and 70 GB of disk'
+	@echo 'make bench-operator  1,000 resources on a control plane with simulated pods, start times on a node; 6 minutes'
 	@echo 'make clean        remove what these made'
 
 # -- what the rest needs ----------------------------------------------------------------------------------------------
@@ -125,6 +126,9 @@ bench-check: $(VENV)/.test nginx
 bench: $(VENV)/.test nginx
 	$(BENCH) --json bench/out/bench.json
 	$(BIN)/python bench/report.py bench/out/bench.json --write docs/benchmark.md
+
+bench-operator: $(VENV)/.test kube-images
+	PYTHONPATH=tests $(BIN)/python bench/operator_bench.py --json bench/out/operator.json --write docs/kubernetes/performance.md
 
 bench-large: $(VENV)/.test
 	$(BIN)/python bench/large.py --json bench/out/large.json --write docs/performance.md
