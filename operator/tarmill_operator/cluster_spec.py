@@ -5,6 +5,8 @@ They are declared as the runner's specs are, so that one function makes the sche
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from typing import Any
 
 from tarmill.spec_base import Spec, camel, option
@@ -77,7 +79,7 @@ class WorkerCount(Spec):
     threads: int = option(1, help="Shards that one worker works on at a time, each in a thread.")
 
 
-def policy(kind: type[Any], spec: dict[str, Any], name: str) -> Any:
+def policy(kind: Any, spec: dict[str, Any], name: str) -> Any:
     """Read one of these policies out of a resource's spec, defaults where it says nothing.
 
     Args:
@@ -86,4 +88,10 @@ def policy(kind: type[Any], spec: dict[str, Any], name: str) -> Any:
         name: the field that holds it.
     """
     known = {camel(field.name) for field in fields(kind)}
-    return kind.from_dict({key: value for key, value in (spec.get(name) or {}).items() if key in known})
+    given = {key: value for key, value in (spec.get(name) or {}).items() if key in known}
+    return _read(kind, json.dumps(given))
+
+
+@lru_cache(maxsize=4096)  # each resource is looked at some twenty times, and most say the same
+def _read(kind: Any, given: str) -> Any:
+    return kind.from_dict(json.loads(given))

@@ -39,7 +39,7 @@ class Config:
     cluster_domain: str = "cluster.local"
     progress_s: float = 5.0
     workers: int = 8
-    api_calls_per_second: float = 50.0
+    api_calls_per_second: float = 100.0
     relist_s: float = 300.0
     elect_leader: bool = True
     lease: str = "tarmill-operator"
@@ -67,7 +67,7 @@ def from_environment(environment: Mapping[str, str]) -> Config:
         cluster_domain=read.text("CLUSTER_DOMAIN", "cluster.local"),
         progress_s=read.number("PROGRESS_SECONDS", 5.0, at_least=0.5),
         workers=int(read.number("WORKERS", 8, at_least=1)),
-        api_calls_per_second=read.number("API_CALLS_PER_SECOND", 50.0, at_least=1),
+        api_calls_per_second=read.number("API_CALLS_PER_SECOND", 100.0, at_least=1),
         relist_s=read.number("RELIST_SECONDS", 300.0, at_least=1),
         elect_leader=read.choice("ELECT_LEADER", "true", ("true", "false")) == "true",
         lease=read.text("LEASE", "tarmill-operator"),
