@@ -97,15 +97,19 @@ def control_plane(number: int, folder: Path) -> Iterator[Path]:
             {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
         )
     )
-    flags = f"--audit-policy-file={policy} --audit-log-path={folder / 'audit.log'} --max-requests-inflight=0"
+    flags = f"--audit-policy-file={policy} --audit-log-path={folder / 'audit.log'}"
     environment = {**os.environ, "NODE_ID": str(number), "NODE_ARGS_APISERVER": flags}
     _node("down", environment)
     try:
         kubeconfig = Path(_node("up", environment).strip())
         kubectl = [str(Path.home() / ".cache" / "tarmill-node" / "bin" / "kubectl"), "--kubeconfig", str(kubeconfig)]
-        for arguments in (["cordon", "node"], ["apply", "--server-side", "-f", str(ROOT / "crds")]):
+        for arguments in (
+            ["cordon", "node"],
+            ["apply", "--server-side", "-f", str(ROOT / "crds")],
+            ["wait", "--for=condition=Established", "-f", str(ROOT / "crds"), "--timeout=60s"],
+            ["create", "namespace", SPACE],
+        ):
             subprocess.run([*kubectl, *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        subprocess.run([*kubectl, "create", "namespace", SPACE], check=True, capture_output=True)
         yield kubeconfig
     finally:
         _node("down", environment)
