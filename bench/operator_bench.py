@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import statistics
@@ -30,9 +31,9 @@ Line = tuple[str, ...]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Give the smallest value that so many are no larger than."""
+    """Give the smallest value that so large a share of all does not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def figures_of(run: Measured, per_second: float, run_s: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import ssl
@@ -82,7 +83,12 @@ class Client:
             yield "ADDED", item
         while True:
             url = f"{self._server}{path}?watch=true&allowWatchBookmarks=true&resourceVersion={version}{selected}"
-            async with self._session.get(url, max_line_size=1 << 22) as answer:
+            async with self._session.get(url) as answer:
+                if answer.status == 429:  # of a kind that was defined a moment ago
+                    await asyncio.sleep(1.0)
+                    continue
+                if answer.status != 200:
+                    raise ApiError(answer.status, await answer.text())
                 async for line in _lines(answer):
                     event = json.loads(line)
                     if event["type"] == "ERROR":

@@ -28,7 +28,14 @@ SPACE = "jobs"
 IDLE_S = 30.0
 END_S = 600.0
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PROGRESS = {"shards", "shardsText", "samples", "bytes", "percent", "etaSeconds", "eta", "lastProgressTime", "workers"}
+_PROGRESS = {"shards", "shardsText", "samples", "bytes", "percent", "etaSeconds", "eta", "lastProgressTime"}
+_CHILDREN = {
+    **dict.fromkeys(("ConfigMap", "Pod", "Secret", "Service"), "/api/v1"),
+    "Job": "/apis/batch/v1",
+    "Deployment": "/apis/apps/v1",
+    "NetworkPolicy": "/apis/networking.k8s.io/v1",
+}
+_RECORDS = {"ConfigMap", "Job", "Pod"}
 _SPECS: Mapping[str, Object] = {
     "ShardMap": {
         "input": "http://store/in-@10.tar",
@@ -82,21 +89,27 @@ class Measured:
 def control_plane(number: int, folder: Path) -> Iterator[Path]:
     """Boot the node with an audit log in `folder`, and take its own kubelet out of the game; its kubeconfig."""
     policy = folder / "policy.yaml"
-    rules = [{"level": "Metadata", "verbs": ["create", "update", "patch", "delete"]}, {"level": "None"}]
+    # of the jobs' namespace and the operator's user alone: the log is begun anew at 100 MB
+    writes = {"verbs": ["create", "update", "patch", "delete"], "users": ["admin"], "namespaces": [SPACE]}
+    rules = [{"level": "Metadata", **writes}, {"level": "None"}]
     policy.write_text(
         json.dumps(
             {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
         )
     )
-    flags = f"--audit-policy-file={policy} --audit-log-path={folder / 'audit.log'} --max-requests-inflight=0"
+    flags = f"--audit-policy-file={policy} --audit-log-path={folder / 'audit.log'}"
     environment = {**os.environ, "NODE_ID": str(number), "NODE_ARGS_APISERVER": flags}
     _node("down", environment)
     try:
         kubeconfig = Path(_node("up", environment).strip())
         kubectl = [str(Path.home() / ".cache" / "tarmill-node" / "bin" / "kubectl"), "--kubeconfig", str(kubeconfig)]
-        for arguments in (["cordon", "node"], ["apply", "--server-side", "-f", str(ROOT / "crds")]):
+        for arguments in (
+            ["cordon", "node"],
+            ["apply", "--server-side", "-f", str(ROOT / "crds")],
+            ["wait", "--for=condition=Established", "-f", str(ROOT / "crds"), "--timeout=60s"],
+            ["create", "namespace", SPACE],
+        ):
             subprocess.run([*kubectl, *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        subprocess.run([*kubectl, "create", "namespace", SPACE], check=True, capture_output=True)
         yield kubeconfig
     finally:
         _node("down", environment)
@@ -111,9 +124,10 @@ def _node(command: str, environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def operator(kubeconfig: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the operator with its default settings."""
+    """Run the operator with its default settings; it keeps a Lease, as it does in a cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TARMILL_")}
     environment = {**kept, "KUBECONFIG": str(kubeconfig), "TARMILL_IMAGE": "tarmill:1", "TARMILL_PORT": "0"}
+    environment["TARMILL_NAMESPACE"] = "default"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "tarmill_operator"],
@@ -199,9 +213,8 @@ class Run:
                 continue
             if story.first_status_s is None:
                 story.first_status_s = loop.time()
-            changed = {key for key in {*status, *story.status} if status.get(key) != story.status.get(key)}
             story.status_writes += 1
-            story.progress_writes += bool(story.status) and changed <= _PROGRESS
+            story.progress_writes += is_progress(story.status, status)
             story.status, story.phase = status, status["phase"]
             if story.phase in ("Succeeded", "Failed"):
                 story.ended_s = loop.time()
@@ -217,6 +230,12 @@ class Run:
             story = self.stories.get(name)
             if story is not None and story.first_job_s is None:
                 story.first_job_s = loop.time()
+
+
+def is_progress(before: Object, after: Object) -> bool:
+    """Tell whether one status differs from the one before it in nothing but what the runner tells of its work."""
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    return bool(before) and changed <= _PROGRESS
 
 
 async def measure(
@@ -270,13 +289,36 @@ async def _settled(pid: int) -> None:
 
 
 async def _left(client: Client) -> list[str]:
-    """Name what should have been removed: objects of workers, and pods that still run."""
-    found = []
-    deployments = await client.call("GET", f"/apis/apps/v1/namespaces/{SPACE}/deployments")
-    pods = await client.call("GET", f"/api/v1/namespaces/{SPACE}/pods")
-    found += [f"Deployment {item['metadata']['name']}" for item in deployments["items"]]
-    found += [f"Pod {pod['metadata']['name']}" for pod in pods["items"] if pod["status"].get("phase") != "Succeeded"]
-    return found
+    """Name what should have been removed."""
+    found = {}
+    for kind, api in _CHILDREN.items():
+        plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
+        listed = await client.call("GET", f"{api}/namespaces/{SPACE}/{plural}?labelSelector=tarmill.dev%2Fuid")
+        found[kind] = listed["items"]
+    return too_many(found)
+
+
+def too_many(found: Mapping[str, list[Object]]) -> list[str]:
+    """Name what is left of ended jobs besides the record of each: a ConfigMap, an ended Job and its ended pod.
+
+    Args:
+        found: all children and pods, by kind.
+    """
+    left, records = [], set()
+    for kind, items in found.items():
+        for item in items:
+            record = kind, item["metadata"]["labels"]["tarmill.dev/uid"]
+            if kind not in _RECORDS or record in records or not _has_ended(kind, item):
+                left.append(f"{kind} {item['metadata']['name']}")
+            records.add(record)
+    return left
+
+
+def _has_ended(kind: str, item: Object) -> bool:
+    status = item.get("status", {})
+    if kind == "Job":
+        return any((one["type"], one["status"]) == ("Complete", "True") for one in status.get("conditions", []))
+    return kind != "Pod" or status.get("phase") == "Succeeded"
 
 
 def writes_in(audit: Path) -> Counter[str]:
