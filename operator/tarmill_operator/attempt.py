@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tarmill_operator.causes import cause_of_end, last_words, obstacle, pods_of, worker_failure
+from tarmill_operator.causes import cause_of_end, last_words, obstacle, pods_of
 from tarmill_operator.changes import change_of
 from tarmill_operator.children import Children
 from tarmill_operator.cluster_spec import RunPolicy
@@ -13,7 +13,8 @@ from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.model import Cause, Observed, Resource
 from tarmill_operator.names import RUNNER, WORKER
 from tarmill_operator.progress import fold, is_at_work
-from tarmill_operator.times import to_seconds, to_text
+from tarmill_operator.times import count_of, to_seconds, to_text
+from tarmill_operator.workers import worker_failure, worn_out_worker
 
 UNHEARD_S = 60.0
 """How long a runner may run without a word until it is taken to work: we may have been cut off from it."""
@@ -83,6 +84,9 @@ class Attempt:
         self._note_workers()
         if verdict := self._end(words):
             return verdict
+        limit = self._children.max_worker_restarts
+        if worn := worn_out_worker(self._observed, self._run, self._number, limit):
+            return Verdict(failed=worn)
         working = is_at_work(self._observed.progress, self._children.replicas) or self._is_unheard()
         if working:
             self._status.setdefault("runningTime", to_text(self._now))
@@ -94,7 +98,7 @@ class Attempt:
     def success_message(self) -> str:
         """Tell what was made."""
         shards, samples = self._status.get("shards", {}), self._status.get("samples", {})
-        return f"{shards.get('done', 0)} shards, {samples.get('written', 0)} samples written"
+        return f"{count_of(shards.get('done', 0), 'shard')}, {count_of(samples.get('written', 0), 'sample')} written"
 
     def _obstacle(self) -> Cause | None:
         return obstacle(

@@ -10,6 +10,7 @@ import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
+from tarmill_operator.inputs import cycle_from
 from tarmill_operator.model import Observed, Ref, Resource, Settings
 from tarmill_operator.names import UID_LABEL, base_name, is_owned_by
 from tarmill_operator.watches import OUR_KINDS, TOLD_BY_EVENTS, slim
@@ -125,16 +126,24 @@ class Cache:
                 groups[item["kind"]].append(item)
             elif is_owned_by(item, uid):
                 children.append(item)
-        name = _input_of(resource)
-        source = self.resource(self._names.get(name, "")) if name else None
         return Observed(
-            resource, tuple(children), tuple(groups["Pod"]), tuple(groups["Event"]), input=source, settings=settings
+            resource,
+            tuple(children),
+            tuple(groups["Pod"]),
+            tuple(groups["Event"]),
+            input=self._read_by(resource),
+            input_cycle=cycle_from(resource, self._read_by),
+            settings=settings,
         )
 
     def resource(self, uid: str) -> Resource | None:
         """Give a resource of ours."""
         kind = self._kinds.get(uid)
         return None if kind is None else self._objects[kind][uid]
+
+    def _read_by(self, resource: Resource) -> Resource | None:
+        name = _input_of(resource)
+        return self.resource(self._names.get(name, "")) if name else None
 
     def knows(self, kind: str, uid: str) -> bool:
         """Tell whether an object is remembered."""

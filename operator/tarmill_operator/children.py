@@ -7,6 +7,7 @@ from typing import Any
 
 from tarmill.spec import API_VERSION
 from tarmill_operator.changes import hash_of
+from tarmill_operator.cluster_spec import FailurePolicy, policy
 from tarmill_operator.crds import CLUSTER_FIELDS
 from tarmill_operator.model import Ref, Resource, Settings
 from tarmill_operator.names import (
@@ -54,6 +55,7 @@ class Children:
         self._labels = labels_of(resource["kind"], metadata["name"], metadata["uid"], run)
         self.replicas = int(resource["spec"].get("workers", {}).get("replicas", 0))
         self.engine = resource["spec"].get("cluster", {}).get("engine", "native")
+        self.max_worker_restarts = policy(FailurePolicy, resource["spec"], "failure").max_worker_restarts
         self._tls = tls_name(self._base, run) if self.replicas else ""
 
     def certificate_names(self) -> list[str]:

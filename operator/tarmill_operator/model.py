@@ -74,6 +74,8 @@ class Observed:
         events: warnings about its children and pods.
         progress: what the runner of the current attempt said last, None before it said anything.
         input: the resource that `inputFrom` names, None where there is none.
+        input_cycle: names of resources that wait for each other in this order, ours first and last; () where ours may
+            come to its turn.
         refusal: why the API server refused what the last decision applied, None where it did not.
         fresh: whether children and pods were read from the API server for this decision, not from watches, each of
             which may be late.
@@ -86,6 +88,7 @@ class Observed:
     events: tuple[Resource, ...] = ()
     progress: dict[str, Any] | None = None
     input: Resource | None = None
+    input_cycle: tuple[str, ...] = ()
     refusal: Cause | None = None
     fresh: bool = False
     settings: Settings = field(default_factory=lambda: Settings("tarmill"))

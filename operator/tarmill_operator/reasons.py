@@ -49,7 +49,10 @@ REASONS: dict[str, Reason] = {
         "cluster.engine is dask-kubernetes, but there is no DaskCluster kind here.",
         "Install the Dask operator, or choose cluster.engine: native.",
     ),
-    "InvalidSpec": Reason("The API server refuses what the spec asks for.", "See the message; correct the spec."),
+    "InvalidSpec": Reason(
+        "The API server refuses what the spec asks for, or inputFrom leads in a circle.",
+        "See the message; correct the spec.",
+    ),
     "Forbidden": Reason(
         "The API server does not let the operator make what the run consists of: its Role, or an admission rule.",
         "See the message; correct the operator's Role or the rule.",

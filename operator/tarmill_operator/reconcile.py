@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tarmill_operator.attempt import Attempt, Verdict
+from tarmill_operator.causes import pods_of
 from tarmill_operator.children import Children
 from tarmill_operator.cluster_spec import RunPolicy, policy
 from tarmill_operator.conditions import REFUSALS, TERMINAL, conditions
@@ -19,9 +20,10 @@ from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.inputs import Input, look_at_input
 from tarmill_operator.leftovers import WORKLOADS, earlier_runners, is_record, pods_to_keep, refs_of, waited_for_until
 from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref
-from tarmill_operator.names import RUN_LABEL
+from tarmill_operator.names import RUN_LABEL, WORKER
 from tarmill_operator.reasons import REASONS
 from tarmill_operator.times import to_seconds, to_text
+from tarmill_operator.workers import is_worn_out
 
 RETRY_REFUSED_S = 30.0
 """How long after a refusal the same is tried again."""
@@ -129,13 +131,19 @@ class _Run:
         note_workers(self.status, 0, self.children.replicas)
 
     def _next_attempt(self) -> Decision:
-        """Wait until the pause before a retry is over, and plan it."""
+        """Wait until the pause before a retry is over and workers that failed too often are gone, and plan it."""
         left = (to_seconds(self.status.get("retryTime")) or 0.0) - self.now
-        if left <= 0:
+        worn_out = self._has_worn_out_workers()
+        if left <= 0 and not worn_out:
             return self._plan_attempt("Planned", "an attempt begins")
-        ended = self._others(with_jobs=True)
+        ended = self._others(with_jobs=True, with_workers=worn_out)
         logs = pods_to_keep(self.observed, self.children.logs_name()) if ended else ()
-        return replace(self._stay(delete=ended, requeue_s=left), logs=logs, logs_name=self.children.logs_name())
+        decision = self._stay(delete=ended, requeue_s=left if left > 0 else None)
+        return replace(decision, logs=logs, logs_name=self.children.logs_name())
+
+    def _has_worn_out_workers(self) -> bool:
+        workers = pods_of(self.observed, WORKER, self.number)
+        return any(is_worn_out(pod, self.status["attempt"], self.children.max_worker_restarts) for pod in workers)
 
     def _attempt(self) -> Decision:
         """Make what an attempt needs, look how it goes, end it when it is time."""
@@ -214,7 +222,8 @@ class _Run:
             cause = Cause("InputFailed", self.input.message, component="input", final=True)
             note_failure(self.status, cause, self.now)
             return self._fail("InputFailed", cause, noted=True)
-        decision = self._say("WaitingForInput", "WaitingForInput", self.input.message)
+        reason = "InvalidSpec" if self.input.state == "never" else "WaitingForInput"
+        decision = self._say("WaitingForInput", reason, self.input.message)
         return Decision(decision.status, delete=self._others())
 
     def _no_backend(self) -> Cause | None:
@@ -297,14 +306,15 @@ class _Run:
     def _look_closer(self) -> Decision:
         return Decision(self.before, look_closer=True)
 
-    def _others(self, *, with_jobs: bool = False) -> tuple[Ref, ...]:
-        """Name the children of earlier runs, and Jobs of earlier attempts; `with_jobs` also that of the last one."""
+    def _others(self, *, with_jobs: bool = False, with_workers: bool = False) -> tuple[Ref, ...]:
+        """Name the children of earlier runs, and Jobs of earlier attempts; if told so also what is of the last one."""
         job = self.children.job_ref(self.status["attempt"]).name
+        workers = self.children.workers_name() if with_workers else ""
         found = []
         for child in self.observed.children:
             other_run = child["metadata"].get("labels", {}).get(RUN_LABEL) != str(self.number)
             ended = child["kind"] == "Job" and (with_jobs or child["metadata"]["name"] != job)
-            if other_run or ended:
+            if other_run or ended or child["metadata"]["name"] == workers:
                 found.append(child)
         return refs_of(found)
 
