@@ -78,6 +78,9 @@ class Controller:
             outcome = "api error"
             pause = self._queue.failed(uid, at_least_s=error.retry_after_s or 0.0)
             log.warning("%s: %s; again in %.1f s", self._name_of(uid), error, pause)
+        except asyncio.CancelledError:  # who acts again later finds it
+            self._queue.done(uid, 0.0)
+            raise
         except Exception:
             outcome = "error"
             pause = self._queue.failed(uid)

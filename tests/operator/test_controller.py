@@ -120,3 +120,26 @@ def test_a_fault_of_ours_is_logged_and_tried_again_and_hurts_no_other_resource(
     assert tries >= 2
     assert phase == "Starting"
     assert "ShardMap team/bad: this should not happen" in caplog.text
+
+
+def test_what_a_worker_had_in_hand_when_it_was_stopped_is_looked_at_again() -> None:
+    world = World()
+    world.cluster.make()
+    world.hear()
+    (uid,) = world.cache.uids()
+    queue = world.controller._queue
+
+    async def hang(resource: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        world.api.put_status = hang  # type: ignore[method-assign]
+        queue.add(uid)
+        working = asyncio.create_task(world.controller.work(await queue.take()))
+        await asyncio.sleep(1)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        async with asyncio.timeout(1):
+            assert await queue.take() == uid
+
+    run(story())
