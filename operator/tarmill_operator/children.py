@@ -18,6 +18,7 @@ from tarmill_operator.names import (
     ROLE_LABEL,
     RUN_LABEL,
     RUNNER,
+    SCRIPTS_ANNOTATION,
     STATUS_PORT,
     UID_LABEL,
     WORKER,
@@ -114,7 +115,11 @@ class Children:
 
     def _config_map(self) -> Resource:
         text = json.dumps(job_document(self._resource, self._input), indent=1, sort_keys=True)
-        return self._object("v1", "ConfigMap", run_name(self._base, self._run), {"data": {"job.json": text}})
+        made = self._object("v1", "ConfigMap", run_name(self._base, self._run), {"data": {"job.json": text}})
+        sources = script_sources(self._resource).items()
+        if scripts := {name: source["configMap"] for name, source in sources if "configMap" in source}:
+            made["metadata"]["annotations"][SCRIPTS_ANNOTATION] = json.dumps(scripts, sort_keys=True)
+        return made
 
     def _pod_selector(self, **labels: str) -> dict[str, str]:
         return {UID_LABEL: self._labels[UID_LABEL], RUN_LABEL: self._labels[RUN_LABEL], **labels}
