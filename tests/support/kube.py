@@ -172,7 +172,7 @@ class Kube:
             error.add_note(space.story())
             raise
         finally:
-            self.delete("namespace", name, wait=False)
+            self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
     def story(self, lines: int = 25) -> str:
         """Pods, events and the ends of all logs, as far as they can be had."""
