@@ -61,6 +61,8 @@ class Attempt:
         self._job = observed.child(self._job_ref.kind, self._job_ref.name)
         pods = pods_of(observed, RUNNER, self._run, self._number)
         self._pod = pods[-1] if pods else None
+        gone = replace(observed, pods=(observed.gone_runner,) if observed.gone_runner else ())
+        self._last_seen = next(iter([*pods[-1:], *pods_of(gone, RUNNER, self._run, self._number)]), None)
         self._workers = pods_of(observed, WORKER, self._run)
 
     def wanted(self) -> list[Resource]:
@@ -78,7 +80,7 @@ class Attempt:
 
     def look(self) -> Verdict:
         """Judge the attempt: ended, past a deadline, or on its way."""
-        words = last_words(self._pod) if self._pod else None
+        words = last_words(self._last_seen) if self._last_seen else None
         if told := words or self._observed.progress:
             fold(self._status, told)
         self._note_workers()
@@ -128,7 +130,7 @@ class Attempt:
         if gone:
             name = self._job_ref.name
             return Cause("RunnerLost", f"Job {name} is gone: someone removed it; another one goes on", disruption=True)
-        cause = cause_of_end(self._pod)
+        cause = cause_of_end(self._last_seen)
         worker = worker_failure(self._observed, self._run) if cause.reason == "WorkerDied" else None
         if worker is None or worker.disruption:
             return cause

@@ -10,9 +10,10 @@ import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
+from tarmill_operator.conditions import TERMINAL
 from tarmill_operator.inputs import cycle_from
 from tarmill_operator.model import Observed, Ref, Resource, Settings
-from tarmill_operator.names import UID_LABEL, base_name, is_owned_by
+from tarmill_operator.names import ROLE_LABEL, RUNNER, UID_LABEL, base_name, is_owned_by
 from tarmill_operator.watches import OUR_KINDS, TOLD_BY_EVENTS, slim
 
 _MAX_GONE = 20_000
@@ -35,6 +36,8 @@ class Cache:
         """Resource -> uids of those that name it in `inputFrom`."""
         self._kinds: dict[str, str] = {}
         """Uid of a resource -> its kind."""
+        self._gone_runners: dict[str, Resource] = {}
+        """Uid of a resource whose run goes on -> its runner's pod that was removed last."""
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # ---- being told -------------------------------------------------------------------------------------------------
@@ -74,6 +77,7 @@ class Cache:
         owner = self._owner_of(known)
         if owner is None:
             return set()
+        self._keep_gone_runner(owner, slim(item) if "status" in item else known)
         owned = self._owned.get(owner, {})
         owned.pop(uid, None)
         if not owned:
@@ -131,6 +135,7 @@ class Cache:
             tuple(children),
             tuple(groups["Pod"]),
             tuple(groups["Event"]),
+            gone_runner=self._gone_runners.get(uid),
             input=self._read_by(resource),
             input_cycle=cycle_from(resource, self._read_by),
             settings=settings,
@@ -173,6 +178,8 @@ class Cache:
             self._unlink(uid, before)
         self._objects[item["kind"]][uid] = item
         self._kinds[uid] = item["kind"]
+        if _has_ended(item):
+            self._gone_runners.pop(uid, None)
         name = _name_of(item)
         self._names[name] = uid
         for base in _bases_of(item):
@@ -183,6 +190,7 @@ class Cache:
 
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
         self._kinds.pop(uid, None)
+        self._gone_runners.pop(uid, None)
         self._unlink(uid, item)
         for other in [other for other in self._owned.get(uid, {}).values() if other["kind"] == "Event"]:
             self._objects["Event"].pop(other["metadata"]["uid"], None)
@@ -202,6 +210,13 @@ class Cache:
             readers.discard(uid)
             if not readers:
                 self._readers.pop(source, None)
+
+    def _keep_gone_runner(self, owner: str, item: Resource) -> None:
+        """Remember how a runner went: a pod that was evicted is removed at once, and with it what it said."""
+        resource = self.resource(owner)
+        is_runner = item["kind"] == "Pod" and item["metadata"].get("labels", {}).get(ROLE_LABEL) == RUNNER
+        if is_runner and resource is not None and not _has_ended(resource):
+            self._gone_runners[owner] = item
 
     def _owner_of(self, item: Resource) -> str | None:
         if item["kind"] != "Event":
@@ -230,6 +245,10 @@ def _bases_of(item: Resource) -> list[tuple[str, str]]:
 def _input_of(item: Resource) -> Name | None:
     reference = (item.get("spec") or {}).get("inputFrom")
     return (reference["kind"], item["metadata"]["namespace"], reference["name"]) if reference else None
+
+
+def _has_ended(resource: Resource) -> bool:
+    return (resource.get("status") or {}).get("phase") in TERMINAL
 
 
 def _number(version: str) -> int | None:

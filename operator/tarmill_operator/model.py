@@ -72,6 +72,7 @@ class Observed:
         children: what it controls (others are never looked at), pods not among them.
         pods: of its runs.
         events: warnings about its children and pods.
+        gone_runner: the runner's pod that was removed last, as it was then, as far as that was seen.
         progress: what the runner of the current attempt said last, None before it said anything.
         input: the resource that `inputFrom` names, None where there is none.
         input_cycle: names of resources that wait for each other in this order, ours first and last; () where ours may
@@ -86,6 +87,7 @@ class Observed:
     children: tuple[Resource, ...] = ()
     pods: tuple[Resource, ...] = ()
     events: tuple[Resource, ...] = ()
+    gone_runner: Resource | None = None
     progress: dict[str, Any] | None = None
     input: Resource | None = None
     input_cycle: tuple[str, ...] = ()

@@ -122,6 +122,28 @@ def test_a_fault_of_ours_is_logged_and_tried_again_and_hurts_no_other_resource(
     assert "ShardMap team/bad: this should not happen" in caplog.text
 
 
+def test_what_a_runner_went_for_is_told_though_its_pod_is_gone_by_then() -> None:
+    world = World()
+    resource = world.cluster.make()
+    world.hear()
+    world.go_on(lambda: bool(world.cluster.running_runners()))
+    (pod,) = world.cluster.running_runners()
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}
+    world.api.change(pod, lambda item: item["status"].update(conditions=[evicted]))
+    world.api.remove(pod, by_force=True)
+    world.cluster.judge_jobs()
+    world.hear()
+    world.operate()
+    failure = world.status(resource)["lastFailure"]
+    assert (failure["reason"], failure["message"]) == ("Disrupted", "EvictionByEvictionAPI: drained")
+    assert failure["pod"] == pod["metadata"]["name"]
+    world.settle()
+    assert (world.status(resource)["phase"], world.status(resource)["attempt"]) == ("Succeeded", 2)
+    uid = resource["metadata"]["uid"]
+    assert (seen := world.cache.observe(uid, world.controller.settings))
+    assert seen.gone_runner is None, "remembered for longer than it is needed"
+
+
 def test_a_namespace_that_is_being_deleted_gets_nothing_new_and_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
     message = "jobs x is forbidden: unable to create new content in namespace team because it is being terminated"
 

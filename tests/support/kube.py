@@ -166,7 +166,8 @@ class Kube:
         space._images = self._images
         try:
             # Pods are refused until it is there.
-            space.wait("serviceaccount", "default", bool, what="existence")
+            # After an outage the controllers take their time to come back.
+            space.wait("serviceaccount", "default", bool, 120, "existence")
             yield space
         except Exception as error:
             error.add_note(space.story())
