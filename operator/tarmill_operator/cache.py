@@ -14,6 +14,7 @@ from tarmill_operator.conditions import TERMINAL
 from tarmill_operator.inputs import cycle_from
 from tarmill_operator.model import Observed, Ref, Resource, Settings
 from tarmill_operator.names import ROLE_LABEL, RUNNER, UID_LABEL, base_name, is_owned_by
+from tarmill_operator.outputs import Place, first_writer, place_of
 from tarmill_operator.watches import OUR_KINDS, TOLD_BY_EVENTS, slim
 
 _MAX_GONE = 20_000
@@ -34,6 +35,8 @@ class Cache:
         self._bases: dict[tuple[str, str], str] = {}
         self._readers: dict[Name, set[str]] = defaultdict(set)
         """Resource -> uids of those that name it in `inputFrom`."""
+        self._writers: dict[Place, set[str]] = defaultdict(set)
+        """Output -> uids of those that write there."""
         self._kinds: dict[str, str] = {}
         """Uid of a resource -> its kind."""
         self._gone_runners: dict[str, Resource] = {}
@@ -138,6 +141,7 @@ class Cache:
             gone_runner=self._gone_runners.get(uid),
             input=self._read_by(resource),
             input_cycle=cycle_from(resource, self._read_by),
+            first_writer=first_writer(resource, self._writers_with(resource)),
             settings=settings,
         )
 
@@ -145,6 +149,11 @@ class Cache:
         """Give a resource of ours."""
         kind = self._kinds.get(uid)
         return None if kind is None else self._objects[kind][uid]
+
+    def _writers_with(self, resource: Resource) -> Iterator[Resource]:
+        for uid in self._writers[place_of(resource)]:
+            if (other := self.resource(uid)) is not None:
+                yield other
 
     def _read_by(self, resource: Resource) -> Resource | None:
         name = _input_of(resource)
@@ -174,6 +183,7 @@ class Cache:
 
     def _put_resource(self, uid: str, item: Resource) -> set[str]:
         before = self._objects[item["kind"]].get(uid)
+        concerned = set() if before is None else self._concerned(uid, before)
         if before is not None:
             self._unlink(uid, before)
         self._objects[item["kind"]][uid] = item
@@ -186,18 +196,24 @@ class Cache:
             self._bases[base] = uid
         if source := _input_of(item):
             self._readers[source].add(uid)
-        return {uid, *self._readers.get(name, ())}
+        self._writers[place_of(item)].add(uid)
+        return concerned | self._concerned(uid, item)
 
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
         self._kinds.pop(uid, None)
         self._gone_runners.pop(uid, None)
+        concerned = self._concerned(uid, item)
         self._unlink(uid, item)
         for other in [other for other in self._owned.get(uid, {}).values() if other["kind"] == "Event"]:
             self._objects["Event"].pop(other["metadata"]["uid"], None)
             self._owned[uid].pop(other["metadata"]["uid"], None)
         if not self._owned.get(uid):
             self._owned.pop(uid, None)
-        return {uid, *self._readers.get(_name_of(item), ())}
+        return concerned
+
+    def _concerned(self, uid: str, item: Resource) -> set[str]:
+        """Name those who wait for a resource, and itself."""
+        return {uid, *self._readers.get(_name_of(item), ()), *self._writers.get(place_of(item), ())}
 
     def _unlink(self, uid: str, item: Resource) -> None:
         name = _name_of(item)
@@ -210,6 +226,10 @@ class Cache:
             readers.discard(uid)
             if not readers:
                 self._readers.pop(source, None)
+        writers = self._writers.get(place_of(item), set())
+        writers.discard(uid)
+        if not writers:
+            self._writers.pop(place_of(item), None)
 
     def _keep_gone_runner(self, owner: str, item: Resource) -> None:
         """Remember how a runner went: a pod that was evicted is removed at once, and with it what it said."""

@@ -19,6 +19,10 @@ REASONS: dict[str, Reason] = {
         "The resource that inputFrom names is not there, or not complete.",
         "Wait, or look at that resource. No deadline runs meanwhile.",
     ),
+    "OutputInUse": Reason(
+        "Another resource of the namespace writes to the same output, or is about to.",
+        "Wait, or give one of them another output, with a new run.runId. No deadline runs meanwhile.",
+    ),
     "StartingPods": Reason("The pods are being scheduled and started.", "Wait."),
     "WaitingForWorkers": Reason("The runner is up, no worker has joined yet.", "Wait, or look at the workers' pods."),
     "Working": Reason("Shards are being worked on.", "Wait."),

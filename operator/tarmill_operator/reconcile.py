@@ -19,7 +19,7 @@ from tarmill_operator.conditions import REFUSALS, TERMINAL, conditions
 from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.inputs import Input, look_at_input
 from tarmill_operator.leftovers import WORKLOADS, earlier_runners, is_record, pods_to_keep, refs_of, waited_for_until
-from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref
+from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref, Resource
 from tarmill_operator.names import RUN_LABEL, WORKER
 from tarmill_operator.reasons import REASONS
 from tarmill_operator.times import to_seconds, to_text
@@ -87,6 +87,8 @@ class _Run:
             return self._attempt()
         if not status["attempt"] and self.input.state != "ready":
             return self._wait_for_input()
+        if not status["attempt"] and self.observed.first_writer:
+            return self._wait_for_output(self.observed.first_writer)
         if refusal := self._no_backend():
             return self._wait_for_backend(refusal)
         return self._next_attempt()
@@ -107,7 +109,7 @@ class _Run:
             "output": spec.get("output", ""),
             "conditions": self.before.get("conditions", []),
         }
-        if self.policy.suspend or self.input.state != "ready" or self._no_backend():
+        if self.policy.suspend or self.input.state != "ready" or self.observed.first_writer or self._no_backend():
             return self._say("Pending", "Planned", "the run is planned")
         return self._plan_attempt("Planned", "the run and its first attempt are planned")
 
@@ -225,6 +227,11 @@ class _Run:
         reason = "InvalidSpec" if self.input.state == "never" else "WaitingForInput"
         decision = self._say("WaitingForInput", reason, self.input.message)
         return Decision(decision.status, delete=self._others())
+
+    def _wait_for_output(self, other: Resource) -> Decision:
+        name = f"{other['kind']} {other['metadata']['name']}"
+        message = f"{name} writes to the same output; this run begins when that one has ended or is removed"
+        return Decision(self._say("Pending", "OutputInUse", message).status, delete=self._others())
 
     def _no_backend(self) -> Cause | None:
         if self.children.engine != "native" and self.children.replicas and not self.observed.settings.dask_operator:

@@ -62,21 +62,20 @@ def a_script_that_is_changed_in_mid_run_is_for_the_next_run(system: System, data
         ends_well(space, data, gate, lost=WORKERS)
 
 
-def of_two_resources_that_write_to_one_output_one_at_most_succeeds(system: System, data: Data) -> None:
+def of_two_resources_that_write_to_one_output_the_older_is_first(system: System, data: Data) -> None:
     gate = Gate(system, data.name)
-    other = gate.script + "\n# another job by this line\n"
+    other = "def process_sample(record):\n    return record\n"
     with system.namespace() as space:
-        for name, script in (("one", gate.script), ("two", other)):
-            space.apply(job(system, data, name, script=script, workers={"replicas": 0}))
-        for name in ("one", "two"):
-            space.wait("shardmap", name, lambda found: phase(found) in ("Running", "Failed"), 90, "work")
+        held(system, space, data, gate)
+        space.apply(job(system, data, "younger", script=other, workers={"replicas": 0}))
+        waiting = space.wait("shardmap", "younger", lambda found: phase(found) and found["status"], 60, "a status")
+        assert waiting["reason"] == "OutputInUse", waiting
         gate.open()
-        ends = [space.wait("shardmap", name, is_over, 120, "the end")["status"] for name in ("one", "two")]
-        failed = [status for status in ends if status["phase"] == "Failed"]
-        assert failed
-        assert all("exist already" in status["message"] for status in failed), failed
-        if len(failed) == 1:
-            assert system.bytes_of(f"{data.name}/mapped") == data.mapped()
+        ends_well(space, data, gate)
+        status = space.wait("shardmap", "younger", is_over, 120, "the end")["status"]
+        assert (status["phase"], status["reason"]) == ("Failed", "UsageError"), status
+        assert "exist already" in status["message"]
+    assert system.bytes_of(f"{data.name}/mapped") == data.mapped()
 
 
 def a_namespace_that_is_deleted_in_mid_run_goes_without_any_complaint(system: System, data: Data) -> None:
@@ -127,7 +126,7 @@ STORIES = (
     a_sample_that_hangs_is_given_up_and_the_other_shards_are_done,
     a_runner_that_outgrows_its_own_volume_is_evicted_and_that_counts,
     a_script_that_is_changed_in_mid_run_is_for_the_next_run,
-    of_two_resources_that_write_to_one_output_one_at_most_succeeds,
+    of_two_resources_that_write_to_one_output_the_older_is_first,
     a_namespace_that_is_deleted_in_mid_run_goes_without_any_complaint,
 )
 
