@@ -11,6 +11,8 @@ from support.shards_in_store import SHARDS, Data
 
 WORKERS = 2
 """So many shards can be in work at a time."""
+BRIEF = {"podTemplate": {"spec": {"terminationGracePeriodSeconds": 1}}}
+"""Of runner or workers: pods that are told to go have gone a second later, whatever their script does meanwhile."""
 
 
 def job(system: System, data: Data, name: str = "upper", **spec: Any) -> dict[str, Any]:

@@ -166,10 +166,8 @@ def test_the_dask_operators_absence_is_told_at_once_with_the_cure(system: System
 
 @pytest.mark.parametrize(("run", "image", "reason", "last"), [
     ({"activeDeadlineSeconds": 5}, "", "DeadlineExceeded", None),
-    pytest.param({"pendingDeadlineSeconds": 4}, "localhost/none:1", "PendingDeadline", "ImagePullFailed",
-                 marks=pytest.mark.long),
-    pytest.param({"progressDeadlineSeconds": 4, "backoffLimit": 0}, "", "BackoffLimitExceeded", "ProgressDeadline",
-                 marks=pytest.mark.long),
+    ({"pendingDeadlineSeconds": 4}, "localhost/none:1", "PendingDeadline", "ImagePullFailed"),
+    ({"progressDeadlineSeconds": 4, "backoffLimit": 0}, "", "BackoffLimitExceeded", "ProgressDeadline"),
 ], ids=["active", "pending", "progress"])  # fmt: skip
 def test_a_deadline_ends_a_run(
     system: System, data: Data, run: dict[str, int], image: str, reason: str, last: str | None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.gates import Gate
-from support.held_runs import WORKERS, attempt, ends_well, held, job, left_in, lose_the_runner, pods_of
+from support.held_runs import BRIEF, WORKERS, attempt, ends_well, held, job, left_in, lose_the_runner, pods_of
 from support.kube import Kube
 from support.operated import System, phase
 from support.pods import is_ready
@@ -93,13 +93,13 @@ FAULTS: list[tuple[Fault, int]] = [
     (lose_a_worker, 1),
     (lose_the_operator, 0),
     (lose_the_api_server, 0),
+    (evict_the_runner, WORKERS),
 ]
 RARER: list[tuple[Fault, int]] = [
     (lose_all_workers, WORKERS),
     (lose_operator_and_runner, WORKERS),
     (lose_the_api_server_for_a_minute, 0),
     (lose_the_kubelet_until_the_node_is_given_up, 0),
-    (evict_the_runner, WORKERS),
     (evict_a_worker, 1),
 ]
 CASES = [
@@ -150,7 +150,7 @@ def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator
     gate = Gate(system, data.name)
     with system.namespace() as space:
         for context in (nullcontext(), system.stopped()):
-            held(system, space, data, gate)
+            held(system, space, data, gate, runner=BRIEF, workers=BRIEF)
             with context:
                 space.delete("shardmap", "upper")
                 space.wait_for(lambda: not left_in(space), 90, "the end of all that the job consists of")

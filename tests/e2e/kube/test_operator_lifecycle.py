@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.held_runs import left_in
+from support.held_runs import BRIEF, left_in
 from support.maps import UPPER
 from support.operated import System, phase
 from support.shards_in_store import Data
@@ -40,7 +40,6 @@ def test_a_resource_leaves_nothing_whichever_phase_it_is_deleted_in(system: Syst
         output = f"{data.url}/{name}/out-@.tar.gz"
         return system.resource("ShardMap", name, output=output, script=script, **source, **spec)
 
-    brief = {"podTemplate": {"spec": {"terminationGracePeriodSeconds": 1}}}
     with system.namespace() as space:
         phases = {
             "done": ("Succeeded", job("done")),
@@ -56,7 +55,7 @@ def test_a_resource_leaves_nothing_whichever_phase_it_is_deleted_in(system: Syst
         space.apply(*(resource for _, resource in phases.values()))
         for name, (expected, _) in phases.items():
             space.wait("shardmap", name, lambda found, expected=expected: phase(found) == expected, 90, expected)  # type: ignore[misc]
-        space.apply(job("new", workers={"replicas": 2, **brief}, runner=brief))
+        space.apply(job("new", workers={"replicas": 2, **BRIEF}, runner=BRIEF))
         space.kubectl("delete", "shards", "--all", "--wait")
         space.wait_for(lambda: not left_in(space), 90, "the end of all that they consisted of")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.gates import HANGING, Gate
-from support.held_runs import WORKERS, ends_well, held, job, lose_the_runner
+from support.held_runs import BRIEF, WORKERS, ends_well, held, job, lose_the_runner
 from support.operated import OPERATORS, System, is_over, phase
 from support.shards_in_store import SHARDS, Data
 from support.told_times import assert_told_soon
@@ -16,7 +16,6 @@ from support.told_times import assert_told_soon
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
 Story = Callable[[System, Data], None]
-BRIEF = {"podTemplate": {"spec": {"terminationGracePeriodSeconds": 1}}}
 LARGE = """
 import time
 
