@@ -30,6 +30,11 @@ class ApiError(Exception):
         invalid = "typed patch object" in self.message or "field not declared in schema" in self.message
         return self.status in (0, 401, 408, 429) or (self.status >= 500 and not invalid)
 
+    @property
+    def is_farewell(self) -> bool:
+        """Whether nothing can be made any more in a namespace that is being deleted, with all that is in it."""
+        return self.status == 403 and "because it is being terminated" in self.message
+
 
 class Listed(NamedTuple):
     """Answer to a list."""

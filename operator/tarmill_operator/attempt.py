@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tarmill_operator.causes import cause_of_end, last_words, obstacle, pods_of, worker_failure
+from tarmill_operator.causes import cause_of_end, last_words, obstacle, pods_of
 from tarmill_operator.changes import change_of
 from tarmill_operator.children import Children
 from tarmill_operator.cluster_spec import RunPolicy
@@ -13,7 +13,8 @@ from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.model import Cause, Observed, Resource
 from tarmill_operator.names import RUNNER, WORKER
 from tarmill_operator.progress import fold, is_at_work
-from tarmill_operator.times import to_seconds, to_text
+from tarmill_operator.times import count_of, to_seconds, to_text
+from tarmill_operator.workers import worker_failure, worn_out_worker
 
 UNHEARD_S = 60.0
 """How long a runner may run without a word until it is taken to work: we may have been cut off from it."""
@@ -60,6 +61,8 @@ class Attempt:
         self._job = observed.child(self._job_ref.kind, self._job_ref.name)
         pods = pods_of(observed, RUNNER, self._run, self._number)
         self._pod = pods[-1] if pods else None
+        gone = replace(observed, pods=(observed.gone_runner,) if observed.gone_runner else ())
+        self._last_seen = next(iter([*pods[-1:], *pods_of(gone, RUNNER, self._run, self._number)]), None)
         self._workers = pods_of(observed, WORKER, self._run)
 
     def wanted(self) -> list[Resource]:
@@ -77,12 +80,15 @@ class Attempt:
 
     def look(self) -> Verdict:
         """Judge the attempt: ended, past a deadline, or on its way."""
-        words = last_words(self._pod) if self._pod else None
+        words = last_words(self._last_seen) if self._last_seen else None
         if told := words or self._observed.progress:
             fold(self._status, told)
         self._note_workers()
         if verdict := self._end(words):
             return verdict
+        limit = self._children.max_worker_restarts
+        if worn := worn_out_worker(self._observed, self._run, self._number, limit):
+            return Verdict(failed=worn)
         working = is_at_work(self._observed.progress, self._children.replicas) or self._is_unheard()
         if working:
             self._status.setdefault("runningTime", to_text(self._now))
@@ -94,7 +100,7 @@ class Attempt:
     def success_message(self) -> str:
         """Tell what was made."""
         shards, samples = self._status.get("shards", {}), self._status.get("samples", {})
-        return f"{shards.get('done', 0)} shards, {samples.get('written', 0)} samples written"
+        return f"{count_of(shards.get('done', 0), 'shard')}, {count_of(samples.get('written', 0), 'sample')} written"
 
     def _obstacle(self) -> Cause | None:
         return obstacle(
@@ -124,7 +130,7 @@ class Attempt:
         if gone:
             name = self._job_ref.name
             return Cause("RunnerLost", f"Job {name} is gone: someone removed it; another one goes on", disruption=True)
-        cause = cause_of_end(self._pod)
+        cause = cause_of_end(self._last_seen)
         worker = worker_failure(self._observed, self._run) if cause.reason == "WorkerDied" else None
         if worker is None or worker.disruption:
             return cause

@@ -10,8 +10,11 @@ import re
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
+from tarmill_operator.conditions import TERMINAL
+from tarmill_operator.inputs import cycle_from
 from tarmill_operator.model import Observed, Ref, Resource, Settings
-from tarmill_operator.names import UID_LABEL, base_name, is_owned_by
+from tarmill_operator.names import ROLE_LABEL, RUNNER, UID_LABEL, base_name, is_owned_by
+from tarmill_operator.outputs import Place, first_writer, place_of
 from tarmill_operator.watches import OUR_KINDS, TOLD_BY_EVENTS, slim
 
 _MAX_GONE = 20_000
@@ -32,8 +35,12 @@ class Cache:
         self._bases: dict[tuple[str, str], str] = {}
         self._readers: dict[Name, set[str]] = defaultdict(set)
         """Resource -> uids of those that name it in `inputFrom`."""
+        self._writers: dict[Place, set[str]] = defaultdict(set)
+        """Output -> uids of those that write there."""
         self._kinds: dict[str, str] = {}
         """Uid of a resource -> its kind."""
+        self._gone_runners: dict[str, Resource] = {}
+        """Uid of a resource whose run goes on -> its runner's pod that was removed last."""
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # ---- being told -------------------------------------------------------------------------------------------------
@@ -73,6 +80,7 @@ class Cache:
         owner = self._owner_of(known)
         if owner is None:
             return set()
+        self._keep_gone_runner(owner, slim(item) if "status" in item else known)
         owned = self._owned.get(owner, {})
         owned.pop(uid, None)
         if not owned:
@@ -125,16 +133,31 @@ class Cache:
                 groups[item["kind"]].append(item)
             elif is_owned_by(item, uid):
                 children.append(item)
-        name = _input_of(resource)
-        source = self.resource(self._names.get(name, "")) if name else None
         return Observed(
-            resource, tuple(children), tuple(groups["Pod"]), tuple(groups["Event"]), input=source, settings=settings
+            resource,
+            tuple(children),
+            tuple(groups["Pod"]),
+            tuple(groups["Event"]),
+            gone_runner=self._gone_runners.get(uid),
+            input=self._read_by(resource),
+            input_cycle=cycle_from(resource, self._read_by),
+            first_writer=first_writer(resource, self._writers_with(resource)),
+            settings=settings,
         )
 
     def resource(self, uid: str) -> Resource | None:
         """Give a resource of ours."""
         kind = self._kinds.get(uid)
         return None if kind is None else self._objects[kind][uid]
+
+    def _writers_with(self, resource: Resource) -> Iterator[Resource]:
+        for uid in self._writers[place_of(resource)]:
+            if (other := self.resource(uid)) is not None:
+                yield other
+
+    def _read_by(self, resource: Resource) -> Resource | None:
+        name = _input_of(resource)
+        return self.resource(self._names.get(name, "")) if name else None
 
     def knows(self, kind: str, uid: str) -> bool:
         """Tell whether an object is remembered."""
@@ -160,27 +183,37 @@ class Cache:
 
     def _put_resource(self, uid: str, item: Resource) -> set[str]:
         before = self._objects[item["kind"]].get(uid)
+        concerned = set() if before is None else self._concerned(uid, before)
         if before is not None:
             self._unlink(uid, before)
         self._objects[item["kind"]][uid] = item
         self._kinds[uid] = item["kind"]
+        if _has_ended(item):
+            self._gone_runners.pop(uid, None)
         name = _name_of(item)
         self._names[name] = uid
         for base in _bases_of(item):
             self._bases[base] = uid
         if source := _input_of(item):
             self._readers[source].add(uid)
-        return {uid, *self._readers.get(name, ())}
+        self._writers[place_of(item)].add(uid)
+        return concerned | self._concerned(uid, item)
 
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
         self._kinds.pop(uid, None)
+        self._gone_runners.pop(uid, None)
+        concerned = self._concerned(uid, item)
         self._unlink(uid, item)
         for other in [other for other in self._owned.get(uid, {}).values() if other["kind"] == "Event"]:
             self._objects["Event"].pop(other["metadata"]["uid"], None)
             self._owned[uid].pop(other["metadata"]["uid"], None)
         if not self._owned.get(uid):
             self._owned.pop(uid, None)
-        return {uid, *self._readers.get(_name_of(item), ())}
+        return concerned
+
+    def _concerned(self, uid: str, item: Resource) -> set[str]:
+        """Name those who wait for a resource, and itself."""
+        return {uid, *self._readers.get(_name_of(item), ()), *self._writers.get(place_of(item), ())}
 
     def _unlink(self, uid: str, item: Resource) -> None:
         name = _name_of(item)
@@ -193,6 +226,17 @@ class Cache:
             readers.discard(uid)
             if not readers:
                 self._readers.pop(source, None)
+        writers = self._writers.get(place_of(item), set())
+        writers.discard(uid)
+        if not writers:
+            self._writers.pop(place_of(item), None)
+
+    def _keep_gone_runner(self, owner: str, item: Resource) -> None:
+        """Remember how a runner went: a pod that was evicted is removed at once, and with it what it said."""
+        resource = self.resource(owner)
+        is_runner = item["kind"] == "Pod" and item["metadata"].get("labels", {}).get(ROLE_LABEL) == RUNNER
+        if is_runner and resource is not None and not _has_ended(resource):
+            self._gone_runners[owner] = item
 
     def _owner_of(self, item: Resource) -> str | None:
         if item["kind"] != "Event":
@@ -221,6 +265,10 @@ def _bases_of(item: Resource) -> list[tuple[str, str]]:
 def _input_of(item: Resource) -> Name | None:
     reference = (item.get("spec") or {}).get("inputFrom")
     return (reference["kind"], item["metadata"]["namespace"], reference["name"]) if reference else None
+
+
+def _has_ended(resource: Resource) -> bool:
+    return (resource.get("status") or {}).get("phase") in TERMINAL
 
 
 def _number(version: str) -> int | None:

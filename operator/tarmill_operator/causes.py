@@ -38,7 +38,7 @@ def pods_of(observed: Observed, role: str, run: int, attempt: int | None = None)
 
 def last_words(pod: Resource) -> dict[str, Any] | None:
     """Read the termination message of a runner's pod: what it says of its end; None where it said nothing."""
-    for container in _statuses(pod):
+    for container in statuses_of(pod):
         ended = (container.get("state") or {}).get("terminated") or {}
         try:
             words = json.loads(ended.get("message") or "")
@@ -62,12 +62,12 @@ def cause_of_end(pod: Resource | None) -> Cause:
             disruption=True,
         )
     name = pod["metadata"]["name"]
-    if disruption := _disruption(pod):
+    if disruption := disruption_of(pod):
         return disruption
     ended = _terminated(pod)
     code = ended.get("exitCode")
     if ended.get("reason") == "OOMKilled":
-        limit = _memory_limit(pod)
+        limit = memory_limit_of(pod)
         return Cause(
             "RunnerOOMKilled",
             f"the runner used more memory than its limit{limit}; raise runner.resources.limits.memory",
@@ -78,7 +78,7 @@ def cause_of_end(pod: Resource | None) -> Cause:
     if words is not None:
         usage = words.get("outcome") == "usage" or code == EXIT_USAGE
         reason = "UsageError" if usage else reason_of_error(str(words.get("reason", "")))
-        message = _shorten(str(words.get("message") or "the runner ended without a message"))
+        message = shorten(str(words.get("message") or "the runner ended without a message"))
         # it was told to stop, by whoever: what it had finished stays, and nothing was wrong with it
         stopped = words.get("outcome") == "interrupted"
         return Cause("Disrupted" if stopped else reason, message, "runner", name, code, stopped, usage)
@@ -86,7 +86,7 @@ def cause_of_end(pod: Resource | None) -> Cause:
         return Cause("Disrupted", "someone deleted the runner's pod", pod=name, exit_code=code, disruption=True)
     if ended.get("reason") == "StartError":
         return Cause(
-            "ContainerRefused", _shorten(ended.get("message") or "the command cannot be run"), pod=name, exit_code=code
+            "ContainerRefused", shorten(ended.get("message") or "the command cannot be run"), pod=name, exit_code=code
         )
     if not ended:
         return Cause("RunnerLost", "the runner's pod ended before its container did", pod=name, disruption=True)
@@ -120,44 +120,14 @@ def obstacle(observed: Observed, run: int, attempt: int, *, job: str, workers_na
     return None
 
 
-def worker_failure(observed: Observed, run: int) -> Cause | None:
-    """Tell of a worker that was killed or ended with an error: the job goes on without it, but people should know."""
-    for pod in reversed(pods_of(observed, WORKER, run)):
-        name = pod["metadata"]["name"]
-        if disruption := _disruption(pod):
-            return Cause(disruption.reason, disruption.message, WORKER, name, disruption.exit_code, True)
-        for container in _statuses(pod):
-            for state in (container.get("state"), container.get("lastState")):
-                ended = (state or {}).get("terminated") or {}
-                if ended.get("reason") == "OOMKilled":
-                    return Cause(
-                        "WorkerOOMKilled",
-                        f"worker {name} used more memory than its limit{_memory_limit(pod)}; its shards run again "
-                        "elsewhere. Raise workers.resources.limits.memory, or lower what the script holds",
-                        WORKER,
-                        name,
-                        ended.get("exitCode"),
-                    )
-                if ended.get("exitCode"):
-                    return Cause(
-                        "WorkerFailed",
-                        f"worker {name} ended with exit code {ended['exitCode']} ({ended.get('reason', '')}); its "
-                        "shards run again elsewhere",
-                        WORKER,
-                        name,
-                        ended["exitCode"],
-                    )
-    return None
-
-
 def _obstacle_of_pod(pod: Resource, component: str, events: Sequence[Resource]) -> Cause | None:
     name = pod["metadata"]["name"]
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return Cause("Unschedulable", _shorten(condition.get("message", "")), component, name)
-    for container in _statuses(pod):
+            return Cause("Unschedulable", shorten(condition.get("message", "")), component, name)
+    for container in statuses_of(pod):
         waiting = (container.get("state") or {}).get("waiting") or {}
-        reason, message = waiting.get("reason", ""), _shorten(waiting.get("message", ""))
+        reason, message = waiting.get("reason", ""), shorten(waiting.get("message", ""))
         if reason in _IMAGE:
             return Cause("ImagePullFailed", f"{container.get('image', '')}: {message or reason}", component, name)
         if reason in _REFUSED:
@@ -171,7 +141,7 @@ def _mount(events: Iterable[Resource], component: str, pod: str) -> Cause | None
     for event in events:
         about = event.get("involvedObject") or event.get("regarding") or {}
         if about.get("name") == pod and event.get("reason") in ("FailedMount", "FailedAttachVolume"):
-            message = _shorten(_text_of(event))
+            message = shorten(_text_of(event))
             return Cause(_missing_kind(message) or "VolumeMissing", message, component, pod)
     return None
 
@@ -183,7 +153,7 @@ def _not_created(events: Iterable[Resource], component: str, maker: str) -> Caus
         name = about.get("name", "")
         if event.get("reason") != "FailedCreate" or not (name == maker or name.startswith(f"{maker}-")):
             continue
-        message = _shorten(_text_of(event))
+        message = shorten(_text_of(event))
         return Cause("QuotaExceeded" if "exceeded quota" in message else "PodRefused", message, component)
     return None
 
@@ -196,36 +166,39 @@ def _missing_kind(message: str) -> str | None:
     return "ConfigMapMissing" if "configmap" in message.lower() else None
 
 
-def _disruption(pod: Resource) -> Cause | None:
+def disruption_of(pod: Resource) -> Cause | None:
+    """Tell what of the cluster took a pod away; None where nothing did."""
     name, status = pod["metadata"]["name"], pod.get("status", {})
     code = _terminated(pod).get("exitCode")
     for condition in status.get("conditions") or []:
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             message = f"{condition.get('reason', '')}: {condition.get('message', '')}"
-            return Cause("Disrupted", _shorten(message), "runner", name, code, disruption=True)
+            return Cause("Disrupted", shorten(message), "runner", name, code, disruption=True)
     if status.get("reason") == "Evicted":
         # a pod that outgrew its own volume or storage limit does so each time: that is a failure like others
         own = "limit" in status.get("message", "")
-        return Cause("Evicted", _shorten(status.get("message", "")), "runner", name, code, disruption=not own)
+        return Cause("Evicted", shorten(status.get("message", "")), "runner", name, code, disruption=not own)
     if status.get("reason") in ("NodeLost", "Shutdown", "NodeShutdown", "Terminated", "Preempting"):
-        return Cause("Disrupted", _shorten(status.get("message", "")), "runner", name, code, disruption=True)
+        return Cause("Disrupted", shorten(status.get("message", "")), "runner", name, code, disruption=True)
     return None
 
 
 def _terminated(pod: Resource) -> dict[str, Any]:
-    for container in _statuses(pod):
+    for container in statuses_of(pod):
         ended = (container.get("state") or {}).get("terminated")
         if ended:
             return dict(ended)
     return {}
 
 
-def _statuses(pod: Resource) -> list[dict[str, Any]]:
+def statuses_of(pod: Resource) -> list[dict[str, Any]]:
+    """Give what the kubelet says of a pod's containers."""
     status = pod.get("status", {})
     return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
 
 
-def _memory_limit(pod: Resource) -> str:
+def memory_limit_of(pod: Resource) -> str:
+    """Write a pod's limit as the end of a message; "" for none."""
     for container in pod.get("spec", {}).get("containers", []):
         limit = (container.get("resources", {}).get("limits") or {}).get("memory")
         if limit:
@@ -237,6 +210,7 @@ def _text_of(event: Resource) -> str:
     return str(event.get("message") or event.get("note") or "")
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """Make one line of a text, no longer than a status may hold."""
     line = " ".join(str(text).split())
     return line if len(line) <= _MAX_MESSAGE else line[: _MAX_MESSAGE - 3] + "..."

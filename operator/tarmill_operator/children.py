@@ -7,6 +7,7 @@ from typing import Any
 
 from tarmill.spec import API_VERSION
 from tarmill_operator.changes import hash_of
+from tarmill_operator.cluster_spec import FailurePolicy, policy
 from tarmill_operator.crds import CLUSTER_FIELDS
 from tarmill_operator.model import Ref, Resource, Settings
 from tarmill_operator.names import (
@@ -17,6 +18,7 @@ from tarmill_operator.names import (
     ROLE_LABEL,
     RUN_LABEL,
     RUNNER,
+    SCRIPTS_ANNOTATION,
     STATUS_PORT,
     UID_LABEL,
     WORKER,
@@ -54,6 +56,7 @@ class Children:
         self._labels = labels_of(resource["kind"], metadata["name"], metadata["uid"], run)
         self.replicas = int(resource["spec"].get("workers", {}).get("replicas", 0))
         self.engine = resource["spec"].get("cluster", {}).get("engine", "native")
+        self.max_worker_restarts = policy(FailurePolicy, resource["spec"], "failure").max_worker_restarts
         self._tls = tls_name(self._base, run) if self.replicas else ""
 
     def certificate_names(self) -> list[str]:
@@ -112,7 +115,11 @@ class Children:
 
     def _config_map(self) -> Resource:
         text = json.dumps(job_document(self._resource, self._input), indent=1, sort_keys=True)
-        return self._object("v1", "ConfigMap", run_name(self._base, self._run), {"data": {"job.json": text}})
+        made = self._object("v1", "ConfigMap", run_name(self._base, self._run), {"data": {"job.json": text}})
+        sources = script_sources(self._resource).items()
+        if scripts := {name: source["configMap"] for name, source in sources if "configMap" in source}:
+            made["metadata"]["annotations"][SCRIPTS_ANNOTATION] = json.dumps(scripts, sort_keys=True)
+        return made
 
     def _pod_selector(self, **labels: str) -> dict[str, str]:
         return {UID_LABEL: self._labels[UID_LABEL], RUN_LABEL: self._labels[RUN_LABEL], **labels}

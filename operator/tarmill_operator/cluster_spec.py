@@ -56,6 +56,11 @@ class FailurePolicy(Spec):
         help="A shard that fails for good: finish the others before the attempt fails, or stop at once. Either way the "
         "data set gets no manifest, and a retry does only what is missing.",
     )
+    max_worker_restarts: int = option(
+        50,
+        help="End an attempt, as a counted failure, when one worker pod has failed and begun again more often than "
+        "this in its place. What the cluster takes away is not counted. -1: never.",
+    )
 
 
 @valueclass(kw_only=True)

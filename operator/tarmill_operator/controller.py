@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tarmill_operator.api import Api, ApiError
 from tarmill_operator.cache import Cache
-from tarmill_operator.executor import Executor, LookAgain
+from tarmill_operator.executor import Executor, LookAgain, NamespaceEnds
 from tarmill_operator.metrics import Metrics
 from tarmill_operator.model import Cause, Observed, Settings
 from tarmill_operator.notices import Notices
@@ -22,6 +22,7 @@ from tarmill_operator.work_queue import WorkQueue
 log = logging.getLogger(__name__)
 
 _CHANGED_MEANWHILE_S = 0.05
+_NAMESPACE_ENDS_S = 30.0
 RESYNC_S = 600.0
 
 
@@ -74,10 +75,16 @@ class Controller:
         except LookAgain:
             outcome = "changed"
             self._queue.failed(uid, first_s=_CHANGED_MEANWHILE_S)
+        except NamespaceEnds:
+            outcome = "done"
+            self._queue.done(uid, _NAMESPACE_ENDS_S)
         except ApiError as error:
             outcome = "api error"
             pause = self._queue.failed(uid, at_least_s=error.retry_after_s or 0.0)
             log.warning("%s: %s; again in %.1f s", self._name_of(uid), error, pause)
+        except asyncio.CancelledError:  # who acts again later finds it
+            self._queue.done(uid, 0.0)
+            raise
         except Exception:
             outcome = "error"
             pause = self._queue.failed(uid)
@@ -95,6 +102,7 @@ class Controller:
         Raises:
             ApiError: a call failed in a way that may pass.
             LookAgain: what was decided on has changed.
+            NamespaceEnds: nothing can be made there any more.
         """
         observed = self._observe(uid)
         if observed is None:

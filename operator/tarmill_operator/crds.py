@@ -201,6 +201,7 @@ def _value_rules() -> list[dict[str, str]]:
             "self.run.activeDeadlineSeconds >= 0",
             "deadlines are seconds, 0 for none",
         ),
+        ("self.failure.maxWorkerRestarts >= -1", "failure.maxWorkerRestarts is a number of restarts, -1 for no limit"),
         ("self.run.ttlSecondsAfterFinished >= -1", "run.ttlSecondsAfterFinished is seconds, -1 to keep the children"),
     ]
     return [{"rule": rule, "message": message} for rule, message in rules]

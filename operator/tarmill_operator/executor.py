@@ -12,10 +12,10 @@ from typing import Any
 
 from tarmill_operator.api import Api, ApiError
 from tarmill_operator.cache import Cache
-from tarmill_operator.certificates import make_certificates
 from tarmill_operator.children import Children
+from tarmill_operator.contents import filled
 from tarmill_operator.model import Cause, Decision, Observed, Ref, Resource
-from tarmill_operator.names import HOSTS_ANNOTATION, UID_LABEL, is_owned_by
+from tarmill_operator.names import UID_LABEL, is_owned_by
 from tarmill_operator.notices import Notices
 from tarmill_operator.refusals import cause_of_refusal, name_conflict
 from tarmill_operator.watches import JOBS, PODS
@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 
 class LookAgain(Exception):
     """Something was not as it had been seen; it is known now."""
+
+
+class NamespaceEnds(Exception):
+    """The namespace is being deleted, and the resource will be."""
 
 
 class Executor:
@@ -52,6 +56,7 @@ class Executor:
         Raises:
             ApiError: a call failed in a way that may pass.
             LookAgain: what was decided on has changed.
+            NamespaceEnds: nothing can be made there any more.
         """
         resource = observed.resource
         if decision.status != (resource.get("status") or {}):
@@ -116,10 +121,15 @@ class Executor:
             if "uid" in metadata:
                 answer = await self._api.apply(wanted)
             else:
-                answer = await self._api.create(_filled(wanted))
+                made = await filled(self._api, wanted)
+                if isinstance(made, Cause):
+                    return made
+                answer = await self._api.create(made)
         except ApiError as error:
             if error.is_transient:
                 raise
+            if error.is_farewell:
+                raise NamespaceEnds from error
             if error.status == 409:
                 return await self._look_at_namesake(resource, wanted, error)
             return cause_of_refusal(error, wanted)
@@ -207,11 +217,3 @@ class Executor:
 
 def _belongs_to(item: Resource, uid: str) -> bool:
     return bool((item["metadata"].get("labels") or {}).get(UID_LABEL) == uid)
-
-
-def _filled(wanted: Resource) -> Resource:
-    """Put certificates into a Secret for them."""
-    if wanted["kind"] != "Secret":
-        return wanted
-    hosts = wanted["metadata"]["annotations"][HOSTS_ANNOTATION].split(",")
-    return {**wanted, "stringData": make_certificates(hosts)}

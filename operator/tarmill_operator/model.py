@@ -72,8 +72,12 @@ class Observed:
         children: what it controls (others are never looked at), pods not among them.
         pods: of its runs.
         events: warnings about its children and pods.
+        gone_runner: the runner's pod that was removed last, as it was then, as far as that was seen.
         progress: what the runner of the current attempt said last, None before it said anything.
         input: the resource that `inputFrom` names, None where there is none.
+        input_cycle: names of resources that wait for each other in this order, ours first and last; () where ours may
+            come to its turn.
+        first_writer: another resource that writes to the same output and comes before ours, None where there is none.
         refusal: why the API server refused what the last decision applied, None where it did not.
         fresh: whether children and pods were read from the API server for this decision, not from watches, each of
             which may be late.
@@ -84,8 +88,11 @@ class Observed:
     children: tuple[Resource, ...] = ()
     pods: tuple[Resource, ...] = ()
     events: tuple[Resource, ...] = ()
+    gone_runner: Resource | None = None
     progress: dict[str, Any] | None = None
     input: Resource | None = None
+    input_cycle: tuple[str, ...] = ()
+    first_writer: Resource | None = None
     refusal: Cause | None = None
     fresh: bool = False
     settings: Settings = field(default_factory=lambda: Settings("tarmill"))

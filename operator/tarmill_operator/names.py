@@ -25,6 +25,8 @@ HASH_ANNOTATION = f"{LABEL}hash"
 """Of what a child was made from, so that it is applied again only when that changes."""
 HOSTS_ANNOTATION = f"{LABEL}hosts"
 """The host names that the certificate in a Secret is for, with commas between."""
+SCRIPTS_ANNOTATION = f"{LABEL}scripts"
+"""Where the scripts of a run's ConfigMap are taken from, as JSON: its key -> name and key of another ConfigMap."""
 MANAGED_BY = {"app.kubernetes.io/managed-by": MANAGER}
 
 MAX_NAME = 40

@@ -48,7 +48,8 @@ class Notices:
         try:
             await self._api.create(event_about(resource, notice, self._instance, now))
         except ApiError as error:
-            log.warning("Event %s about %s was not posted: %s", notice.reason, resource["metadata"]["name"], error)
+            level = logging.DEBUG if error.is_farewell else logging.WARNING
+            log.log(level, "Event %s about %s was not posted: %s", notice.reason, resource["metadata"]["name"], error)
 
 
 def event_about(resource: Resource, notice: Notice, instance: str, now: float) -> Resource:

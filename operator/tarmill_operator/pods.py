@@ -74,7 +74,7 @@ def runner_template(
         "terminationMessagePolicy": "File",
         "volumeMounts": [{"name": "job", "mountPath": SPEC_FOLDER, "readOnly": True}, *_script_mounts(resource)],
     }
-    volumes = [{"name": "job", "configMap": {"name": spec_name}}, *_script_volumes(resource)]
+    volumes = [{"name": "job", "configMap": {"name": spec_name}}, *_script_volumes(resource, spec_name)]
     return _template(resource, settings, RUNNER, labels, container, volumes, tls_name)
 
 
@@ -185,14 +185,12 @@ def _script_mounts(resource: Resource) -> list[dict[str, Any]]:
     ]
 
 
-def _script_volumes(resource: Resource) -> list[dict[str, Any]]:
+def _script_volumes(resource: Resource, spec_name: str) -> list[dict[str, Any]]:
+    """Mount scripts as they were when the run began, not as somebody may have changed them since."""
     return [
         {
             "name": f"script-{place}",
-            "configMap": {
-                "name": source["configMap"]["name"],
-                "items": [{"key": source["configMap"]["key"], "path": source["configMap"]["key"]}],
-            },
+            "configMap": {"name": spec_name, "items": [{"key": name, "path": source["configMap"]["key"]}]},
         }
         for place, (name, source) in enumerate(script_sources(resource).items())
         if "configMap" in source

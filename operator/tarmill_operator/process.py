@@ -36,7 +36,7 @@ from tarmill_operator.work_queue import WorkQueue, run_workers
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN_S = 3.0
-_LOOK_FOR_BACKEND_S = 60.0
+_LOOK_FOR_BACKEND_S = 5.0
 _KNOCK_S = 5.0
 _STUCK_S = 180.0
 
@@ -106,11 +106,17 @@ class Process:
     async def _operate(self) -> None:
         await self._until("the custom resource definitions of tarmill.dev are there", self._kinds_are_there)
         await self._until("it is known whether there is a Dask operator", self._look_for_backend)
-        await self._relist.complete(_ASK_AGAIN_S)
-        await self._run_with_watches()
+        while True:
+            await self._relist.complete(_ASK_AGAIN_S)
+            if not await self._run_with_watches():
+                return
 
-    async def _run_with_watches(self) -> None:
-        """Run kopf, and beside it what acts; the end of either is the end of both."""
+    async def _run_with_watches(self) -> bool:
+        """Run kopf, and beside it what acts; the end of either is the end of both.
+
+        Returns:
+            Whether to begin again, since there are other kinds to watch now.
+        """
         watches = self._watches()
         registry, settings = kopf.OperatorRegistry(), settings_for(watches)
         kopf.on.login(registry=registry)(log_in)
@@ -129,13 +135,16 @@ class Process:
         self._ready = True
         acting = asyncio.create_task(self._act())
         stopped = asyncio.create_task(_signal(ready))
+        other_kinds = asyncio.create_task(self._until_backend_changes())
         try:
-            await asyncio.wait((stopped, watching, acting), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopped, watching, acting, other_kinds), return_when=asyncio.FIRST_COMPLETED)
             for task in (acting, watching):
                 if task.done():
                     task.result()
+            return not (stopped.done() or acting.done() or watching.done())
         finally:
-            for task in (stopped, acting, watching):  # one after the other: the Lease is given back before kopf ends
+            # one after the other: the Lease is given back before kopf ends
+            for task in (stopped, other_kinds, acting, watching):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
@@ -172,7 +181,6 @@ class Process:
                 group.create_task(run_workers(self._queue, self._config.workers, self._controller.work))
                 group.create_task(self._controller.resync())
                 group.create_task(self._progress.run())
-                group.create_task(self._watch_backend())
                 group.create_task(self._notice_outages())
                 if election is None:  # whose renewals would notice that the API server is away
                     group.create_task(self._knock())
@@ -202,11 +210,10 @@ class Process:
         if there != self._controller.settings.dask_operator:
             log.info("there is %s DaskCluster kind in this cluster", "a" if there else "no")
             self._controller.settings = replace(self._controller.settings, dask_operator=there)
-            for uid in self._cache.uids():
-                self._queue.add(uid)
 
-    async def _watch_backend(self) -> None:
-        while True:
+    async def _until_backend_changes(self) -> None:
+        known = self._controller.settings
+        while self._controller.settings == known:
             await asyncio.sleep(_LOOK_FOR_BACKEND_S * random.uniform(0.9, 1.1))
             try:
                 await self._look_for_backend()

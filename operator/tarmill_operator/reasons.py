@@ -19,6 +19,10 @@ REASONS: dict[str, Reason] = {
         "The resource that inputFrom names is not there, or not complete.",
         "Wait, or look at that resource. No deadline runs meanwhile.",
     ),
+    "OutputInUse": Reason(
+        "Another resource of the namespace writes to the same output, or is about to.",
+        "Wait, or give one of them another output, with a new run.runId. No deadline runs meanwhile.",
+    ),
     "StartingPods": Reason("The pods are being scheduled and started.", "Wait."),
     "WaitingForWorkers": Reason("The runner is up, no worker has joined yet.", "Wait, or look at the workers' pods."),
     "Working": Reason("Shards are being worked on.", "Wait."),
@@ -49,7 +53,10 @@ REASONS: dict[str, Reason] = {
         "cluster.engine is dask-kubernetes, but there is no DaskCluster kind here.",
         "Install the Dask operator, or choose cluster.engine: native.",
     ),
-    "InvalidSpec": Reason("The API server refuses what the spec asks for.", "See the message; correct the spec."),
+    "InvalidSpec": Reason(
+        "The API server refuses what the spec asks for, or inputFrom leads in a circle.",
+        "See the message; correct the spec.",
+    ),
     "Forbidden": Reason(
         "The API server does not let the operator make what the run consists of: its Role, or an admission rule.",
         "See the message; correct the operator's Role or the rule.",

@@ -12,16 +12,18 @@ from dataclasses import replace
 from typing import Any
 
 from tarmill_operator.attempt import Attempt, Verdict
+from tarmill_operator.causes import pods_of
 from tarmill_operator.children import Children
 from tarmill_operator.cluster_spec import RunPolicy, policy
 from tarmill_operator.conditions import REFUSALS, TERMINAL, conditions
 from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.inputs import Input, look_at_input
 from tarmill_operator.leftovers import WORKLOADS, earlier_runners, is_record, pods_to_keep, refs_of, waited_for_until
-from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref
-from tarmill_operator.names import RUN_LABEL
+from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref, Resource
+from tarmill_operator.names import RUN_LABEL, WORKER
 from tarmill_operator.reasons import REASONS
 from tarmill_operator.times import to_seconds, to_text
+from tarmill_operator.workers import is_worn_out
 
 RETRY_REFUSED_S = 30.0
 """How long after a refusal the same is tried again."""
@@ -85,6 +87,8 @@ class _Run:
             return self._attempt()
         if not status["attempt"] and self.input.state != "ready":
             return self._wait_for_input()
+        if not status["attempt"] and self.observed.first_writer:
+            return self._wait_for_output(self.observed.first_writer)
         if refusal := self._no_backend():
             return self._wait_for_backend(refusal)
         return self._next_attempt()
@@ -105,7 +109,7 @@ class _Run:
             "output": spec.get("output", ""),
             "conditions": self.before.get("conditions", []),
         }
-        if self.policy.suspend or self.input.state != "ready" or self._no_backend():
+        if self.policy.suspend or self.input.state != "ready" or self.observed.first_writer or self._no_backend():
             return self._say("Pending", "Planned", "the run is planned")
         return self._plan_attempt("Planned", "the run and its first attempt are planned")
 
@@ -129,13 +133,19 @@ class _Run:
         note_workers(self.status, 0, self.children.replicas)
 
     def _next_attempt(self) -> Decision:
-        """Wait until the pause before a retry is over, and plan it."""
+        """Wait until the pause before a retry is over and workers that failed too often are gone, and plan it."""
         left = (to_seconds(self.status.get("retryTime")) or 0.0) - self.now
-        if left <= 0:
+        worn_out = self._has_worn_out_workers()
+        if left <= 0 and not worn_out:
             return self._plan_attempt("Planned", "an attempt begins")
-        ended = self._others(with_jobs=True)
+        ended = self._others(with_jobs=True, with_workers=worn_out)
         logs = pods_to_keep(self.observed, self.children.logs_name()) if ended else ()
-        return replace(self._stay(delete=ended, requeue_s=left), logs=logs, logs_name=self.children.logs_name())
+        decision = self._stay(delete=ended, requeue_s=left if left > 0 else None)
+        return replace(decision, logs=logs, logs_name=self.children.logs_name())
+
+    def _has_worn_out_workers(self) -> bool:
+        workers = pods_of(self.observed, WORKER, self.number)
+        return any(is_worn_out(pod, self.status["attempt"], self.children.max_worker_restarts) for pod in workers)
 
     def _attempt(self) -> Decision:
         """Make what an attempt needs, look how it goes, end it when it is time."""
@@ -214,8 +224,14 @@ class _Run:
             cause = Cause("InputFailed", self.input.message, component="input", final=True)
             note_failure(self.status, cause, self.now)
             return self._fail("InputFailed", cause, noted=True)
-        decision = self._say("WaitingForInput", "WaitingForInput", self.input.message)
+        reason = "InvalidSpec" if self.input.state == "never" else "WaitingForInput"
+        decision = self._say("WaitingForInput", reason, self.input.message)
         return Decision(decision.status, delete=self._others())
+
+    def _wait_for_output(self, other: Resource) -> Decision:
+        name = f"{other['kind']} {other['metadata']['name']}"
+        message = f"{name} writes to the same output; this run begins when that one has ended or is removed"
+        return Decision(self._say("Pending", "OutputInUse", message).status, delete=self._others())
 
     def _no_backend(self) -> Cause | None:
         if self.children.engine != "native" and self.children.replicas and not self.observed.settings.dask_operator:
@@ -297,14 +313,15 @@ class _Run:
     def _look_closer(self) -> Decision:
         return Decision(self.before, look_closer=True)
 
-    def _others(self, *, with_jobs: bool = False) -> tuple[Ref, ...]:
-        """Name the children of earlier runs, and Jobs of earlier attempts; `with_jobs` also that of the last one."""
+    def _others(self, *, with_jobs: bool = False, with_workers: bool = False) -> tuple[Ref, ...]:
+        """Name the children of earlier runs, and Jobs of earlier attempts; if told so also what is of the last one."""
         job = self.children.job_ref(self.status["attempt"]).name
+        workers = self.children.workers_name() if with_workers else ""
         found = []
         for child in self.observed.children:
             other_run = child["metadata"].get("labels", {}).get(RUN_LABEL) != str(self.number)
             ended = child["kind"] == "Job" and (with_jobs or child["metadata"]["name"] != job)
-            if other_run or ended:
+            if other_run or ended or child["metadata"]["name"] == workers:
                 found.append(child)
         return refs_of(found)
 

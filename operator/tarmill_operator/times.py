@@ -1,4 +1,4 @@
-"""Kubernetes' times as text and back, and durations for people (pure)."""
+"""Kubernetes' times as text and back, and durations and counts for people (pure)."""
 
 from __future__ import annotations
 
@@ -35,3 +35,8 @@ def for_people(seconds: float) -> str:
             rest = whole % size // below
             return f"{whole // size}{unit}" + (f"{rest}{small}" if rest else "")
     return f"{whole}s"
+
+
+def count_of(number: int, thing: str) -> str:
+    """Write how many there are: `1 shard`, `4 shards`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -16,7 +16,12 @@ OWNER = "0000000a-0000-4000-8000-000000000000"
 
 def resource(name: str = "digits", uid: str = OWNER, version: int = 1, **spec: Any) -> Resource:
     metadata = {"name": name, "namespace": "team", "uid": uid, "resourceVersion": str(version)}
-    return {"apiVersion": "tarmill.dev/v1alpha1", "kind": "ShardMap", "metadata": metadata, "spec": spec}
+    return {
+        "apiVersion": "tarmill.dev/v1alpha1",
+        "kind": "ShardMap",
+        "metadata": metadata,
+        "spec": {"output": name, **spec},
+    }
 
 
 def child(kind: str, name: str, uid: str, version: int = 1, **rest: Any) -> Resource:
@@ -50,7 +55,7 @@ def test_an_older_state_that_is_told_later_changes_nothing() -> None:
     assert cache.put(resource(version=9, run={"suspend": True})) == set()
     known = cache.resource(OWNER)
     assert known is not None
-    assert known["spec"] == {"run": {"suspend": False}}
+    assert known["spec"]["run"] == {"suspend": False}
 
 
 def test_what_is_gone_stays_gone_whatever_is_told_of_it_later() -> None:
@@ -117,6 +122,15 @@ def test_a_resource_that_waits_for_another_is_woken_by_it_and_by_its_end() -> No
     assert cache.remove(resource(version=2)) == {OWNER, "r"}
     cache.put(resource("reader", uid="r", version=2, input="s3://b/x-@4.tar"))
     assert cache.put(resource(uid="new", version=3)) == {"new"}
+
+
+def test_a_resource_is_woken_by_what_happens_to_others_that_write_where_it_does() -> None:
+    cache = Cache()
+    cache.put(resource("one", uid="1", output="out"))
+    assert cache.put(resource("two", uid="2", output="out")) == {"1", "2"}
+    assert cache.put(resource("one", uid="1", version=2, output="elsewhere")) == {"1", "2"}
+    assert cache.put(resource("one", uid="1", version=3, output="elsewhere", run={"suspend": True})) == {"1"}
+    assert cache.remove(resource("two", uid="2", version=4)) == {"2"}
 
 
 def test_events_belong_to_the_resource_whose_children_they_are_about() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.observing import NOW, ended, pod_of, resource, running, settle, started, with_job
 
-from tarmill_operator.causes import cause_of_end, worker_failure
+from tarmill_operator.causes import cause_of_end
 from tarmill_operator.model import Observed
 from tarmill_operator.reasons import OF_ERRORS, REASONS
 from tarmill_operator.reconcile import reconcile
@@ -226,13 +226,6 @@ def test_a_shard_that_kills_its_workers_by_memory_fails_by_that() -> None:
     status = reconcile(replace(with_job(observed, "Failed"), pods=pods, fresh=True), NOW).status
     assert (status["phase"], status["lastFailure"]["reason"]) == ("Failed", "WorkerOOMKilled")
     assert "in-3.tar" in status["lastFailure"]["message"]
-
-
-def test_a_worker_that_left_in_peace_is_no_failure() -> None:
-    observed = started()
-    pod = pod_of(observed, "worker")
-    pod["status"]["containerStatuses"][0]["lastState"] = {"terminated": {"reason": "Completed", "exitCode": 0}}
-    assert worker_failure(replace(observed, pods=(pod,)), 1) is None
 
 
 def test_every_reason_that_errors_lead_to_is_explained() -> None:

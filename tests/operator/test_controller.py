@@ -120,3 +120,109 @@ def test_a_fault_of_ours_is_logged_and_tried_again_and_hurts_no_other_resource(
     assert tries >= 2
     assert phase == "Starting"
     assert "ShardMap team/bad: this should not happen" in caplog.text
+
+
+def test_what_a_runner_went_for_is_told_though_its_pod_is_gone_by_then() -> None:
+    world = World()
+    resource = world.cluster.make()
+    world.hear()
+    world.go_on(lambda: bool(world.cluster.running_runners()))
+    (pod,) = world.cluster.running_runners()
+    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drained"}
+    world.api.change(pod, lambda item: item["status"].update(conditions=[evicted]))
+    world.api.remove(pod, by_force=True)
+    world.cluster.judge_jobs()
+    world.hear()
+    world.operate()
+    failure = world.status(resource)["lastFailure"]
+    assert (failure["reason"], failure["message"]) == ("Disrupted", "EvictionByEvictionAPI: drained")
+    assert failure["pod"] == pod["metadata"]["name"]
+    world.settle()
+    assert (world.status(resource)["phase"], world.status(resource)["attempt"]) == ("Succeeded", 2)
+    uid = resource["metadata"]["uid"]
+    assert (seen := world.cache.observe(uid, world.controller.settings))
+    assert seen.gone_runner is None, "remembered for longer than it is needed"
+
+
+def test_a_namespace_that_is_being_deleted_gets_nothing_new_and_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    message = "jobs x is forbidden: unable to create new content in namespace team because it is being terminated"
+
+    async def story() -> World:
+        world = World()
+        queue = world.controller._queue
+        world.cluster.make()
+        world.cluster.make("later", inputFrom={"kind": "ShardMap", "name": "nothing"})
+        world.hear()
+        world.api.refuse = lambda item: ApiError(403, message, "Forbidden")
+        for uid in world.cache.uids():
+            queue.add(uid)
+        for _ in range(6):
+            await world.controller.work(await queue.take())
+        assert asyncio.get_running_loop().time() >= 30
+        return world
+
+    world = run(story())
+    assert {one["status"]["reason"] for one in world.api.of("ShardMap")} == {"StartingPods", "WaitingForInput"}
+    assert world.api.calls.count("create ConfigMap digits-00000001-r1") >= 2
+    assert caplog.text == ""
+
+
+def test_a_run_keeps_the_script_that_it_began_with_and_the_next_run_reads_it_anew() -> None:
+    world = World()
+    resource = world.cluster.make(
+        scriptFrom={"configMap": {"name": "scripts", "key": "map.py"}}, run={"ttlSecondsAfterFinished": -1}
+    )
+    source = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts", "namespace": "team"}}
+
+    def kept(run: int) -> str:
+        held = world.api.objects["ConfigMap", "team", f"digits-00000001-r{run}"]["data"]
+        return str(held["script"])
+
+    world.hear()
+    world.operate()
+    assert (world.status(resource)["phase"], world.status(resource)["reason"]) == ("Pending", "ConfigMapMissing")
+    assert '"scripts"' in world.status(resource)["message"]
+    assert world.left() == []
+    made = world.api.add({**source, "data": {"other.py": "x"}})
+    for _ in range(2):
+        world.cluster.now += 31
+        world.operate()
+    assert 'no key "map.py"' in world.status(resource)["message"]
+    world.api.change(made, lambda item: item["data"].update({"map.py": "first"}))
+    world.cluster.now += 31
+    world.go_on(lambda: bool(world.cluster.running_runners()))
+    world.api.change(made, lambda item: item["data"].update({"map.py": "second"}))
+    for pod in world.cluster.running_runners():
+        world.cluster.lose_node(pod)
+    world.settle()
+    assert (world.status(resource)["phase"], world.status(resource)["attempt"]) == ("Succeeded", 2)
+    assert kept(1) == "first"
+    mounts = [one["spec"]["template"]["spec"]["volumes"] for one in world.api.of("Job")]
+    assert all("scripts" not in str(volumes) and "'script'" in str(volumes) for volumes in mounts)
+    world.cluster.edit(resource, "run", runId="two")
+    world.hear()
+    world.settle()
+    assert kept(2) == "second"
+
+
+def test_what_a_worker_had_in_hand_when_it_was_stopped_is_looked_at_again() -> None:
+    world = World()
+    world.cluster.make()
+    world.hear()
+    (uid,) = world.cache.uids()
+    queue = world.controller._queue
+
+    async def hang(resource: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def story() -> None:
+        world.api.put_status = hang  # type: ignore[method-assign]
+        queue.add(uid)
+        working = asyncio.create_task(world.controller.work(await queue.take()))
+        await asyncio.sleep(1)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        async with asyncio.timeout(1):
+            assert await queue.take() == uid
+
+    run(story())

@@ -84,6 +84,11 @@ def phase(server: FakeServer, resource: dict[str, Any]) -> str:
         return str(resource["status"].get("phase", ""))
 
 
+def reason(server: FakeServer, resource: dict[str, Any]) -> str:
+    with server.lock:
+        return str(resource["status"].get("reason", ""))
+
+
 def kinds(server: FakeServer) -> set[str]:
     with server.lock:
         return {kind for kind, _, _ in server.cluster.api.objects}
@@ -151,6 +156,23 @@ def test_an_outage_is_survived_and_what_happened_meanwhile_is_found_out(
         server.away = False
         until(lambda: phase(server, kept) == "Succeeded", running)
         until(lambda: 'phase="Suspended"' not in running.ask("/metrics"), running)
+
+
+def test_a_dask_operator_that_is_installed_later_is_noticed_and_its_clusters_are_watched(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    with operator(server, tmp_path / "log", TARMILL_NAMESPACE="tarmill-system") as running:
+        with server.lock:
+            resource = server.cluster.make(cluster={"engine": "dask-kubernetes"})
+        until(lambda: reason(server, resource) == "BackendMissing", running)
+        server.missing.clear()
+        until(lambda: phase(server, resource) == "Succeeded", running)
+        assert any("/daskclusters?" in path and "watch=true" in path for _, path in server.requests)
+        with server.lock:
+            other = server.cluster.make("other")
+        until(lambda: phase(server, other) == "Succeeded", running)
+    assert running.process.returncode == 0
+    assert "Traceback" not in running.text()
 
 
 def test_of_two_operators_one_acts_and_the_other_takes_over_when_it_stops(server: FakeServer, tmp_path: Path) -> None:

@@ -98,11 +98,17 @@ def test_a_runner_that_cannot_be_asked_is_taken_to_work_when_it_is_up_for_a_minu
 
 def test_success_is_recorded_before_anything_is_removed_and_leaves_what_is_worth_a_look() -> None:
     observed = started()
-    words = {"outcome": "succeeded", "shards": {"total": 4, "done": 4, "failed": 0}, "manifest": "s3://b/m.json"}
+    words = {
+        "outcome": "succeeded",
+        "shards": {"total": 4, "done": 4, "failed": 0},
+        "samples": {"written": 1},
+        "manifest": "s3://b/m.json",
+    }
     observed = with_job(replace(observed, pods=(pod_of(observed, **ended(0, **words)),)), "Complete")
     end = reconcile(observed, NOW + 50)
     assert (end.status["phase"], end.status["manifest"], end.status["percent"]) == ("Succeeded", "s3://b/m.json", 100)
     assert (end.apply, end.delete) == ((), ())
+    assert end.status["message"] == "4 shards, 1 sample written"
     assert true_conditions(end.status) == {"Accepted", "Ready", "Complete"}
     after = reconcile(store(observed, end), NOW + 50)
     assert kinds(after.delete) == ["Deployment", "Service", "Secret", "NetworkPolicy"]

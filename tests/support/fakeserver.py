@@ -18,7 +18,7 @@ from support.fakecluster import SHARDS, FakeCluster
 from tarmill_operator.api import ApiError
 from tarmill_operator.model import Ref, Resource
 from tarmill_operator.names import plural
-from tarmill_operator.watches import WATCHES
+from tarmill_operator.watches import DASK_CLUSTERS, WATCHES
 
 KINDS = {
     **{watch.kind: watch.api_version for watch in WATCHES},
@@ -26,6 +26,7 @@ KINDS = {
     "Lease": "coordination.k8s.io/v1",
     "Namespace": "v1",
     "CustomResourceDefinition": "apiextensions.k8s.io/v1",
+    DASK_CLUSTERS.kind: DASK_CLUSTERS.api_version,
 }
 STEP_S = 0.25
 
@@ -45,6 +46,8 @@ class FakeServer:
         self.requests: list[tuple[str, str]] = []
         self.away = False
         """Whether requests are refused and watches are cut."""
+        self.missing = {DASK_CLUSTERS.kind}
+        """Kinds that nobody has installed."""
         self.lock = threading.RLock()
         self._log: list[tuple[int, str, Resource]] = []
         self._loop = asyncio.new_event_loop()
@@ -142,7 +145,7 @@ class FakeServer:
         return _json({"versions": ["v1"]})
 
     async def _groups(self, request: web.Request) -> web.Response:
-        names = sorted({version for version in KINDS.values() if "/" in version})
+        names = sorted({version for version in self._kinds_there().values() if "/" in version})
         versions = {name.partition("/")[0]: name.partition("/")[2] for name in names}
         groups = [
             {"name": group, "versions": [{"version": version}], "preferredVersion": {"version": version}}
@@ -159,10 +162,13 @@ class FakeServer:
                 "namespaced": kind not in ("Namespace", "CustomResourceDefinition"),
                 "verbs": ["get", "list", "watch", "create", "patch", "delete"],
             }
-            for kind, version in KINDS.items()
+            for kind, version in self._kinds_there().items()
             if version == _version(request)
         ]
         return _json({"resources": found}) if found else _status(ApiError(404, "no such group", "NotFound"))
+
+    def _kinds_there(self) -> dict[str, str]:
+        return {kind: version for kind, version in KINDS.items() if kind not in self.missing}
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         if "watch" in request.query:

@@ -32,6 +32,16 @@ def note(key):
     urllib.request.urlopen(request, timeout=20).close()
 """
 
+HANGING = """
+import time
+
+def process_sample(record):
+    if record["__key__"] == "k1-003":
+        time.sleep(1000)
+    return record
+"""
+"""Never goes past one sample of shard 1."""
+
 
 class Gate:
     """The file that a script waits for.

@@ -11,17 +11,21 @@ from support.shards_in_store import SHARDS, Data
 
 WORKERS = 2
 """So many shards can be in work at a time."""
+BRIEF = {"podTemplate": {"spec": {"terminationGracePeriodSeconds": 1}}}
+"""Of runner or workers: pods that are told to go have gone a second later, whatever their script does meanwhile."""
+
+
+def job(system: System, data: Data, name: str = "upper", **spec: Any) -> dict[str, Any]:
+    """A map of the data to `mapped` on two workers; `spec` goes over that."""
+    output = f"{data.url}/mapped/out-@.tar.gz"
+    spec["workers"] = {"replicas": WORKERS, **spec.get("workers", {})}
+    return system.resource("ShardMap", name, **{"input": data.input, "output": output, **spec})
 
 
 def held(system: System, space: Kube, data: Data, gate: Gate, **spec: Any) -> None:
     """Begin a map on two workers, and return when one shard is done and the others wait at the gate."""
-    output = f"{data.url}/mapped/out-@.tar.gz"
-    workers = {"replicas": WORKERS, **spec.pop("workers", {})}
-    space.apply(
-        system.resource(
-            "ShardMap", "upper", input=data.input, output=output, script=gate.script, workers=workers, **spec
-        )
-    )
+    script = {} if "scriptFrom" in spec else {"script": gate.script}
+    space.apply(job(system, data, **script, **spec))
 
     def is_held(found: Any) -> bool:
         assert phase(found) != "Failed", found["status"]
@@ -49,6 +53,17 @@ def ends_well(space: Kube, data: Data, gate: Gate, lost: int | None = 0) -> dict
         assert begun["k0-001"] == 1, begun
         assert SHARDS <= begun.total() <= SHARDS + lost, begun
     return status
+
+
+def lose_the_runner(system: System, space: Kube) -> None:
+    """Kill the runner of the first attempt, and wait for the second."""
+    [pod] = pods_of(space, "runner")
+    space.delete("pod", pod, force=True)
+    space.wait("shardmap", "upper", lambda found: attempt(found) == 2, what="another attempt")
+
+
+def attempt(found: Any) -> int:
+    return int(found.get("status", {}).get("attempt", 0))
 
 
 def pods_of(space: Kube, role: str) -> list[str]:

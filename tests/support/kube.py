@@ -166,13 +166,14 @@ class Kube:
         space._images = self._images
         try:
             # Pods are refused until it is there.
-            space.wait("serviceaccount", "default", bool, what="existence")
+            # After an outage the controllers take their time to come back.
+            space.wait("serviceaccount", "default", bool, 120, "existence")
             yield space
         except Exception as error:
             error.add_note(space.story())
             raise
         finally:
-            self.delete("namespace", name, wait=False)
+            self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
     def story(self, lines: int = 25) -> str:
         """Pods, events and the ends of all logs, as far as they can be had."""

@@ -27,6 +27,8 @@ RELEASE = "tarmill"
 USER, PASSWORD = "jobs", "pa55w0rd-of-the-jobs"
 CREDENTIALS = "store"
 """The Secret with the store's user and password, in each namespace with jobs."""
+OPERATORS = "app.kubernetes.io/name=tarmill"
+"""Selects the operator's pods."""
 FINISHED = ("Succeeded", "Failed")
 
 
@@ -73,7 +75,7 @@ class System:
 
     def pods(self) -> list[str]:
         """The operator's own pods."""
-        return list(self.home.names("pod", "app.kubernetes.io/name=tarmill"))
+        return list(self.home.names("pod", OPERATORS))
 
     def credentials(self) -> Object:
         """The Secret that jobs take into their environment."""

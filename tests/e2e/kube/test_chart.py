@@ -37,7 +37,9 @@ def test_an_upgrade_brings_the_definitions_up_to_date_while_a_job_runs(system: S
         version = definition["spec"]["versions"][0]
         version["additionalPrinterColumns"] = version["additionalPrinterColumns"][:1]
         system.home.kubectl("replace", "-f", "-", input=json.dumps(definition))
-        install(system.home)
+        [before] = system.pods()
+        install(system.home, operator={"progressSeconds": 0.75, "logFormat": "text"})
+        assert before not in system.pods(), "the operator was not replaced"
         renewed = system.home.get("crd", "shardmaps.tarmill.dev")["spec"]["versions"][0]
         path = ROOT / "crds" / "tarmill.dev_shardmaps.yaml"
         wanted = yaml.safe_load(path.read_text())["spec"]["versions"][0]

@@ -59,6 +59,7 @@ def test_a_new_resource_has_its_defaults_and_is_not_current_yet(space: Kube) -> 
     ({"output": "-"}, "a pod has no terminal"),
     ({"workers": {"replicas": -1}}, "workers.replicas is 0 to 10000"),
     ({"run": {"backoffBaseSeconds": 20, "backoffMaxSeconds": 10}}, "at most run.backoffMaxSeconds"),
+    ({"failure": {"maxWorkerRestarts": -2}}, "-1 for no limit"),
     ({"onError": "shrug"}, "Unsupported value"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_what_cannot_be_is_refused_with_what_to_do(space: Kube, change: dict[str, Any], message: str) -> None:

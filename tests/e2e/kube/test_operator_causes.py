@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.gates import Gate
+from support.gates import HANGING, Gate
 from support.kube import Kube, KubectlError
 from support.maps import UPPER
 from support.operated import System, condition, is_over, phase
 from support.pods import is_ready, pod
 from support.shards_in_store import SHARDS, Data
+from support.told_times import assert_told_soon
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
@@ -57,6 +58,24 @@ def told(space: Kube) -> tuple[str, str]:
     return found
 
 
+def failure_told_soon(space: Kube) -> dict[str, Any]:
+    """The last failure, which was in the status within the time that is promised."""
+    failure: dict[str, Any] = space.get("shardmap", "upper")["status"]["lastFailure"]
+    assert_told_soon(space, failure)
+    return failure
+
+
+def last_reason(found: Any) -> str | None:
+    last = found.get("status", {}).get("lastFailure")
+    return last["reason"] if last else None
+
+
+def kept_logs(space: Kube) -> dict[str, str]:
+    """What is kept of the logs of pods that failed, by file name."""
+    [kept] = [found["data"] for found in space.all("configmap") if found["metadata"]["name"].endswith("-logs")]
+    return dict(kept)
+
+
 QUOTA = {
     "apiVersion": "v1",
     "kind": "ResourceQuota",
@@ -79,6 +98,7 @@ def test_what_keeps_pods_from_running_is_told(
         found, message = told(space)
         assert found == reason, message
         assert words in message
+        assert failure_told_soon(space)["reason"] == reason
 
 
 def test_a_quota_without_room_is_told_and_the_job_runs_once_there_is(system: System, data: Data) -> None:
@@ -88,6 +108,7 @@ def test_a_quota_without_room_is_told_and_the_job_runs_once_there_is(system: Sys
         space.apply(job(system, data))
         reason, message = told(space)
         assert reason == "QuotaExceeded", message
+        assert failure_told_soon(space)["reason"] == reason
         space.delete("resourcequota", "nothing")
         assert phase(space.wait("shardmap", "upper", is_over, 120, "the end")) == "Succeeded"
     assert system.bytes_of(f"{data.name}/mapped") == data.mapped()
@@ -105,16 +126,23 @@ def test_an_error_of_the_script_is_told_in_its_words_and_the_other_shards_are_do
         assert "no such caption" in status["lastFailure"]["message"]
         assert "k2-007" in status["lastFailure"]["message"]
         assert status["shards"] == {"total": SHARDS, "done": SHARDS - 1, "failed": 1}
+        failure_told_soon(space)
+        assert [name.split("-")[-2] for name in sorted(kept_logs(space))] == ["a1", "a2"]
+        assert all("no such caption" in text for text in kept_logs(space).values())
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["runner", "worker"])
 def test_who_used_too_much_memory_is_told_with_the_limit(system: System, data: Data, workers: int) -> None:
     with system.namespace() as space:
         space.apply(job(system, data, GREEDY, workers={"replicas": workers}, run={"backoffLimit": 0}))
+        reason = "WorkerOOMKilled" if workers else "RunnerOOMKilled"
+        space.wait("shardmap", "upper", lambda found: last_reason(found) == reason, 120, reason)
+        failure_told_soon(space)
         done = space.wait("shardmap", "upper", is_over, 180, "the end")
         last = done["status"]["lastFailure"]
-        assert last["reason"] == ("WorkerOOMKilled" if workers else "RunnerOOMKilled"), last
+        assert (phase(done), last["reason"]) == ("Failed", reason), done["status"]
         assert "400Mi" in last["message"]
+        assert f"{last['pod']}.log" in kept_logs(space)
 
 
 def test_a_shard_that_kills_its_worker_each_time_is_told_and_the_others_are_done(system: System, data: Data) -> None:
@@ -136,12 +164,19 @@ def test_the_dask_operators_absence_is_told_at_once_with_the_cure(system: System
         assert condition(space.get("shardmap", "upper"), "Accepted") == "False"
 
 
-def test_a_deadline_ends_a_run(system: System, data: Data) -> None:
-    hanging = "import time\ndef process_sample(record):\n    time.sleep(1000)\n"
+@pytest.mark.parametrize(("run", "image", "reason", "last"), [
+    ({"activeDeadlineSeconds": 5}, "", "DeadlineExceeded", None),
+    ({"pendingDeadlineSeconds": 4}, "localhost/none:1", "PendingDeadline", "ImagePullFailed"),
+    ({"progressDeadlineSeconds": 4, "backoffLimit": 0}, "", "BackoffLimitExceeded", "ProgressDeadline"),
+], ids=["active", "pending", "progress"])  # fmt: skip
+def test_a_deadline_ends_a_run(
+    system: System, data: Data, run: dict[str, int], image: str, reason: str, last: str | None
+) -> None:
+    spec = {"image": image, "imagePullPolicy": "Never"} if image else {}
     with system.namespace() as space:
-        space.apply(job(system, data, hanging, run={"activeDeadlineSeconds": 5}))
+        space.apply(job(system, data, HANGING, run=run, **spec))
         done = space.wait("shardmap", "upper", is_over, 120, "the end")
-        assert (phase(done), done["status"]["reason"]) == ("Failed", "DeadlineExceeded")
+        assert (phase(done), done["status"]["reason"], last_reason(done)) == ("Failed", reason, last), done["status"]
         space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=runner"), 60, "the end of the pods")
 
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from support.gates import Gate
-from support.held_runs import WORKERS, ends_well, held, left_in, pods_of
+from support.held_runs import BRIEF, WORKERS, attempt, ends_well, held, job, left_in, lose_the_runner, pods_of
 from support.kube import Kube
 from support.operated import System, phase
+from support.pods import is_ready
 from support.shards_in_store import Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
 Fault = Callable[[System, Kube], None]
-
-
-def lose_the_runner(system: System, space: Kube) -> None:
-    [pod] = pods_of(space, "runner")
-    space.delete("pod", pod, force=True)
-    space.wait("shardmap", "upper", lambda found: found["status"].get("attempt") == 2, what="another attempt")
 
 
 def lose_a_worker(system: System, space: Kube) -> None:
@@ -49,11 +45,46 @@ def lose_the_api_server(system: System, space: Kube) -> None:
         pass
 
 
+def lose_the_api_server_for_a_minute(system: System, space: Kube) -> None:
+    with system.home.without("apiserver"):
+        time.sleep(60)
+
+
+def lose_the_kubelet_until_the_node_is_given_up(system: System, space: Kube) -> None:
+    [node] = system.home.names("node")
+    with system.home.without("kubelet"):
+        system.home.wait("node", node, lambda found: not is_ready(found), 120, "a node that does not answer")
+    system.home.wait("node", node, is_ready, 60, "the node")
+    [operator] = system.pods()
+    system.home.kubectl("wait", f"pod/{operator}", "--for=condition=Ready", "--timeout=60s", timeout_s=70)
+
+
+def evict_the_runner(system: System, space: Kube) -> None:
+    [pod] = pods_of(space, "runner")
+    evict(space, pod)
+    found = space.wait("shardmap", "upper", lambda found: attempt(found) == 2 and found, what="another attempt")
+    assert found["status"]["lastFailure"]["reason"] == "Disrupted"
+    assert found["status"]["restarts"] == {"counted": 0, "uncounted": 1}
+
+
+def evict_a_worker(system: System, space: Kube) -> None:
+    gone = pods_of(space, "worker")[0]
+    evict(space, gone)
+    space.wait_for(lambda: len({*pods_of(space, "worker")} - {gone}) == 2, what="another worker")
+
+
+def evict(space: Kube, pod: str) -> None:
+    """As a drain of the node does."""
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": space.space}}
+    path = f"/api/v1/namespaces/{space.space}/pods/{pod}/eviction"
+    space.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+
+
 def lose_operator_and_runner(system: System, space: Kube) -> None:
     with system.stopped():
         [runner] = pods_of(space, "runner")
         space.delete("pod", runner, force=True)
-    space.wait("shardmap", "upper", lambda found: found["status"].get("attempt") == 2, what="another attempt")
+    space.wait("shardmap", "upper", lambda found: attempt(found) == 2, what="another attempt")
 
 
 # With each how many shards that were in work may have to be begun again.
@@ -62,8 +93,15 @@ FAULTS: list[tuple[Fault, int]] = [
     (lose_a_worker, 1),
     (lose_the_operator, 0),
     (lose_the_api_server, 0),
+    (evict_the_runner, WORKERS),
 ]
-RARER: list[tuple[Fault, int]] = [(lose_all_workers, WORKERS), (lose_operator_and_runner, WORKERS)]
+RARER: list[tuple[Fault, int]] = [
+    (lose_all_workers, WORKERS),
+    (lose_operator_and_runner, WORKERS),
+    (lose_the_api_server_for_a_minute, 0),
+    (lose_the_kubelet_until_the_node_is_given_up, 0),
+    (evict_a_worker, 1),
+]
 CASES = [
     *(pytest.param(*case, id=case[0].__name__) for case in FAULTS),
     *(pytest.param(*case, id=case[0].__name__, marks=pytest.mark.long) for case in RARER),
@@ -112,16 +150,13 @@ def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator
     gate = Gate(system, data.name)
     with system.namespace() as space:
         for context in (nullcontext(), system.stopped()):
-            held(system, space, data, gate)
+            held(system, space, data, gate, runner=BRIEF, workers=BRIEF)
             with context:
                 space.delete("shardmap", "upper")
                 space.wait_for(lambda: not left_in(space), 90, "the end of all that the job consists of")
         # one of the same name is another one, and goes on with what is finished
         gate.open()
-        held_or_done = system.resource(
-            "ShardMap", "upper", input=data.input, output=f"{data.url}/mapped/out-@.tar.gz", script=gate.script
-        )
-        space.apply(held_or_done)
+        space.apply(job(system, data, script=gate.script))
         ends_well(space, data, gate, lost=2 * WORKERS)
 
 
