@@ -8,6 +8,7 @@ import json
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,12 +76,18 @@ class Client:
         return found
 
     async def watch(self, path: str, query: str = "") -> AsyncIterator[tuple[str, Object]]:
-        """Give what there is as ADDED, and then each change, for ever."""
+        """Give what there is as ADDED, and then each change, for ever; after a gap what there is once more."""
         selected = f"&{query}" if query else ""
-        listed = await self.call("GET", f"{path}?limit=0{selected}")
-        version = listed["metadata"]["resourceVersion"]
-        for item in listed["items"]:
-            yield "ADDED", item
+        while True:
+            listed = await self.call("GET", f"{path}?limit=0{selected}")
+            version = listed["metadata"]["resourceVersion"]
+            for item in listed["items"]:
+                yield "ADDED", item
+            with suppress(_Gap):
+                async for event in self._watch_from(path, selected, version):
+                    yield event
+
+    async def _watch_from(self, path: str, selected: str, version: str) -> AsyncIterator[tuple[str, Object]]:
         while True:
             url = f"{self._server}{path}?watch=true&allowWatchBookmarks=true&resourceVersion={version}{selected}"
             async with self._session.get(url) as answer:
@@ -92,10 +99,15 @@ class Client:
                 async for line in _lines(answer):
                     event = json.loads(line)
                     if event["type"] == "ERROR":
-                        raise ApiError(int(event["object"].get("code", 0)), str(event["object"].get("message")))
+                        code, message = int(event["object"].get("code", 0)), str(event["object"].get("message"))
+                        raise _Gap(message) if code == 410 else ApiError(code, message)
                     version = event["object"]["metadata"]["resourceVersion"]
                     if event["type"] != "BOOKMARK":
                         yield event["type"], event["object"]
+
+
+class _Gap(Exception):
+    """What has changed since a version is no longer known."""
 
 
 async def _lines(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

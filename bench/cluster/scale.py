@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import aiohttp
 
 from cluster.client import USER_AGENT, Client, Object
 from cluster.kubelet import SimulatedNode
@@ -270,10 +273,15 @@ async def measure(
 
 
 async def _ready(log: Path, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(60):
-        while b"probes and metrics" not in log.read_bytes():
+    """Wait until the operator has listed all and acts: before that it may rest while it looks like one at work."""
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
+        while True:
             if process.poll() is not None:
                 raise RuntimeError(f"the operator has ended:\n{log.read_text()[-4000:]}")
+            if found := re.search(r"metrics are on port (\d+)", log.read_text()):
+                async with session.get(f"http://127.0.0.1:{found[1]}/metrics") as answer:
+                    if "tarmill_operator_leader 1.0" in await answer.text():
+                        break
             await asyncio.sleep(0.1)
     await _settled(process.pid)
 
