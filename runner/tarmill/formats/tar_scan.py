@@ -1,7 +1,7 @@
 """Where the samples of a plain shard lie, with their digests: the hot loop of shuffle and sort.
 
 A sample is one range of bytes, headers and padding included, which other tools copy as it is. The headers of a window
-of 1 MiB are parsed and checked together, as rows of a numpy array; Python's own work per member is to hash its
+of 4 MiB are parsed and checked together, as rows of a numpy array; Python's own work per member is to hash its
 contents. This takes only what is wholly plain: ustar or GNU headers of regular files, pax headers with nothing but an
 mtime, adjacent members of distinct keys, an end mark. At anything else it raises `NotPlain`, and the caller has the
 shard looked at by the complete reader (`tar_read`), which either understands it or says what is the matter.
@@ -30,7 +30,9 @@ _VIEW_BYTES = 1 << 10
 _CHUNK_BYTES = 512 << 10
 _MAX_FIELDS = 50  # each has a bit of its own, and the bits of a window's members add up to less than 2^63
 _MAX_TAILS = 4096
-_WINDOWS = 16
+_WINDOW_BYTES = 4 << 20
+"""What numpy's calls cost for a window counts where few large samples fit into one; more than this gains nothing."""
+_WINDOWS = 4
 
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 KeyOfRecord = Callable[[Record], bytes | None]
@@ -118,7 +120,7 @@ def scan_plain(
         NotPlain: something needs the complete reader; what was found so far is void.
         SampleError: from `key_of`.
     """
-    scanner = _Scanner(Window(raw), shard, key_of, load, key_of_stem, tick)
+    scanner = _Scanner(Window(raw, size_bytes=_WINDOW_BYTES), shard, key_of, load, key_of_stem, tick)
     try:
         scanner.run()
     finally:
