@@ -28,7 +28,7 @@ _DIRECT_BYTES = 16 << 10
 a copy, at the price of reading the next header by itself."""
 _MAX_IDLE = 4
 _idle: dict[int, list[mmap.mmap]] = {}
-"""Buffers that no reader uses now, by size: the page faults of a fresh one cost as much as reading it full four times."""
+"""Buffers that no reader uses now, by size: page faults of a fresh one cost as much as to read it full four times."""
 
 
 class RawInput(Protocol):

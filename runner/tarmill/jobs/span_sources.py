@@ -42,6 +42,7 @@ class SpanSources:
         self._fds: dict[int, int] = {}
         self._used: set[int] = set()
         self._fetched: list[str] = []
+        self._max_open = _max_open()
 
     def label(self, number: int) -> str:
         """What errors call a source."""
@@ -58,7 +59,7 @@ class SpanSources:
             ChangedError: a source is no longer the version in which the samples were found.
         """
         wanted = set(numbers)
-        if len(wanted) > _max_open() // 2:  # to open one might close another
+        if len(wanted) > self._max_open // 2:  # to open one might close another
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
         opened = {number: self._fd(number) for number in wanted}
         pieces = list(map(os.pread, map(opened.__getitem__, numbers), lengths, starts))
@@ -126,7 +127,7 @@ class SpanSources:
 
     def _make_room(self) -> None:
         """Close the files that were opened first, when as many are open as a process should have."""
-        if len(self._fds) >= _max_open():
+        if len(self._fds) >= self._max_open:
             for number in list(self._fds)[: len(self._fds) // 2]:
                 os.close(self._fds.pop(number))
 
