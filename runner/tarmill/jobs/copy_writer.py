@@ -45,12 +45,14 @@ class Picks:
     """Signature of its fields."""
     fresh: NDArray[Any] | None
     """Where a group begins; None where nothing is reduced."""
+    in_runs: bool = False
+    """Whether those of one source lie there in this order, one behind the other."""
 
     def part(self, begin: int, end: int) -> Picks:
         """Give some of them."""
         here = slice(begin, end)
         columns = (self.source[here], self.starts[here], self.lengths[here], self.stems[here], self.fields[here])
-        return Picks(*columns, self.fresh[here] if self.fresh is not None else None)
+        return Picks(*columns, self.fresh[here] if self.fresh is not None else None, self.in_runs)
 
     def rows(self) -> Iterator[tuple[int, int, int]]:
         """Give (source, start, length) as Python's integers, which take several times the room of the columns."""
@@ -146,7 +148,7 @@ class CopyWriter:
         meter, output = self.meter, self.output
         for chunk in picks.chunks():
             if isinstance(chunk, Chunk):
-                pieces = sources.read(*chunk)
+                pieces = sources.read_runs(*chunk) if picks.in_runs else sources.read(*chunk)
                 self.proof.add(hashes_of(pieces))
                 output.copy(len(pieces), pieces)
                 meter.samples += len(pieces)
