@@ -18,7 +18,7 @@ from support.tar_reading import URL
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from tarmill.errors import FormatError
-from tarmill.formats import tar_window
+from tarmill.formats import tar_scan
 from tarmill.formats.digest import MASK_128, sample_digest
 from tarmill.formats.index import ShardIndex, index_shard
 from tarmill.formats.samples import ReadOptions, Record, Tally
@@ -32,12 +32,11 @@ MTIME = tars.pax(tars.pax_record("mtime", "1500000000.25"))
 WINDOW = 8 << 10
 
 
-@pytest.fixture(autouse=True, scope="module", params=[WINDOW, 1 << 20], ids=["small window", "window"])
+@pytest.fixture(autouse=True, scope="module", params=[WINDOW, 4 << 20], ids=["small window", "window"])
 def _window(request: pytest.FixtureRequest) -> Iterator[None]:
     """Make the window so small that small data meets its borders, and samples that are larger."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tar_window, "WINDOW_BYTES", request.param)
-        patch.setattr(tar_window, "_idle", [])
+        patch.setattr(tar_scan, "_WINDOW_BYTES", request.param)
         yield
 
 

@@ -1,7 +1,7 @@
 """Where the samples of a plain shard lie, with their digests: the hot loop of shuffle and sort.
 
 A sample is one range of bytes, headers and padding included, which other tools copy as it is. The headers of a window
-of 1 MiB are parsed and checked together, as rows of a numpy array; Python's own work per member is to hash its
+of 4 MiB are parsed and checked together, as rows of a numpy array; Python's own work per member is to hash its
 contents. This takes only what is wholly plain: ustar or GNU headers of regular files, pax headers with nothing but an
 mtime, adjacent members of distinct keys, an end mark. At anything else it raises `NotPlain`, and the caller has the
 shard looked at by the complete reader (`tar_read`), which either understands it or says what is the matter.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_intdigest
 
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
-from tarmill.formats.range_hash import Hashes, hashes_of, total_of
+from tarmill.formats.range_hash import HashSum, hashes_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 from tarmill.formats.tar_headers import Headers, NotPlain, parse_first, parse_headers
@@ -30,7 +30,8 @@ _VIEW_BYTES = 1 << 10
 _CHUNK_BYTES = 512 << 10
 _MAX_FIELDS = 50  # each has a bit of its own, and the bits of a window's members add up to less than 2^63
 _MAX_TAILS = 4096
-_WINDOWS = 16
+_WINDOW_BYTES = 4 << 20
+"""What numpy's calls cost for a window counts where few large samples fit into one; more than this gains nothing."""
 
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 KeyOfRecord = Callable[[Record], bytes | None]
@@ -118,7 +119,7 @@ def scan_plain(
         NotPlain: something needs the complete reader; what was found so far is void.
         SampleError: from `key_of`.
     """
-    scanner = _Scanner(Window(raw), shard, key_of, load, key_of_stem, tick)
+    scanner = _Scanner(Window(raw, size_bytes=_WINDOW_BYTES), shard, key_of, load, key_of_stem, tick)
     try:
         scanner.run()
     finally:
@@ -171,10 +172,10 @@ class _Scanner:
         self.fields = _Fields(load if key_of is not None else frozenset())
         self.room = np.empty((window.size // BLOCK, BLOCK), np.uint8)
         self.found = Spans()
-        self.hashes: list[Hashes] = []
-        """Of members and of samples, not added up yet;"""
-        self.raw_hashes: list[Hashes] = []
-        """and of ranges."""
+        self.hashes = HashSum()
+        """Of members and of samples that the windows held whole;"""
+        self.raw_hashes = HashSum()
+        """and of their ranges."""
 
     def run(self) -> None:
         """Scan to the end."""
@@ -195,7 +196,9 @@ class _Scanner:
                 self._long_sample()
             if self.tick is not None:
                 self.tick(self.found.samples)
-        self._add_up()
+        found = self.found
+        found.digest = (found.digest + self.hashes.total()) & MASK_128
+        found.raw_digest = (found.raw_digest + self.raw_hashes.total()) & MASK_128
 
     def _take(self, headers: Headers) -> None:
         """Digest the samples that the window holds whole, column by column: a call out of C costs least."""
@@ -220,18 +223,9 @@ class _Scanner:
         found.lengths.frombytes((stops - starts).tobytes())
         found.fields.frombytes((fields & _LOW_HALF).tobytes())
         found.stems.extend(map(xxh3_64_intdigest, stems))
-        self.hashes += [members, samples]
-        self.raw_hashes.append(hashes_of(_pieces(window, starts, stops)))
-        if len(self.raw_hashes) >= _WINDOWS:
-            self._add_up()
-
-    def _add_up(self) -> None:
-        """Add up what has been hashed: of many windows at once, which is cheaper where each has few samples."""
-        found = self.found
-        found.digest = (found.digest + total_of(self.hashes)) & MASK_128
-        found.raw_digest = (found.raw_digest + total_of(self.raw_hashes)) & MASK_128
-        self.hashes.clear()
-        self.raw_hashes.clear()
+        self.hashes.add(members)
+        self.hashes.add(samples)
+        self.raw_hashes.add(hashes_of(_pieces(window, starts, stops)))
 
     def _sort_keys(self, headers: Headers, numbers: list[int]) -> list[bool]:
         """Make the sort keys of samples from their records; False for each sample that is left out."""

@@ -27,8 +27,8 @@ _DIRECT_BYTES = 16 << 10
 """Contents from this size on are read into an object of their own, where the input can read at an offset: that spares
 a copy, at the price of reading the next header by itself."""
 _MAX_IDLE = 4
-_idle: list[mmap.mmap] = []
-"""Buffers that no reader uses now: the page faults of a fresh one cost as much as reading it full four times."""
+_idle: dict[int, list[mmap.mmap]] = {}
+"""Buffers that no reader uses now, by size: page faults of a fresh one cost as much as to read it full four times."""
 
 
 class RawInput(Protocol):
@@ -53,14 +53,15 @@ class PositionalReads(Protocol):
 class Window:
     """`buffer[pos:have]` are the unread bytes of the stream; `base` is the stream's offset of `buffer[0]`."""
 
-    def __init__(self, raw: RawInput, *, sparse_reading: bool = False) -> None:
+    def __init__(self, raw: RawInput, *, sparse_reading: bool = False, size_bytes: int | None = None) -> None:
         self.raw = raw
-        self.size = WINDOW_BYTES
+        self.size = size_bytes or WINDOW_BYTES
+        self._idle = _idle.setdefault(self.size, [])
         try:
-            self.buffer = _idle.pop()
+            self.buffer = self._idle.pop()
         except IndexError:
             keep_freed_memory()
-            self.buffer = mmap.mmap(-1, WINDOW_BYTES)
+            self.buffer = mmap.mmap(-1, self.size)
         self.view = memoryview(self.buffer)
         self._leap_view = self.view[:_LEAP_FILL]
         self.pos = 0
@@ -87,8 +88,8 @@ class Window:
         self._closed = True
         self._leap_view.release()
         self.view.release()
-        if len(_idle) < _MAX_IDLE:
-            _idle.append(self.buffer)
+        if len(self._idle) < _MAX_IDLE:
+            self._idle.append(self.buffer)
 
     @property
     def offset(self) -> int:

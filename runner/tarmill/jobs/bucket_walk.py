@@ -149,7 +149,7 @@ class Walk:
         groups = joined_column(pieces, "group")[order] if task.inputs else None
         stems, fields, shards = (joined_column(pieces, name)[order] for name in ("stem", "fields", "shard"))
         fresh = runs_of(groups) if groups is not None else None
-        picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
+        picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh, in_runs=True)
         if not local:
             opened = SpanSources(known)
         places = []

@@ -9,7 +9,7 @@ size: both parts are read by ranges, in the version that was written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,10 +19,13 @@ from xxhash import xxh3_64_intdigest
 
 from tarmill import storage
 from tarmill.errors import ChangedError
+from tarmill.jobs.shard_io import JOIN_BELOW
 from tarmill.planning.external_tasks import Key, Mark, Run
 from tarmill.planning.splitters import MARKS_PER_RUN
 
 _BLOCK_BYTES = 1 << 20
+_WRITE_BYTES = 256 << 10
+"""From this on ranges are written: they are still in the processor's cache."""
 
 
 class RunWriter:
@@ -46,13 +49,12 @@ class RunWriter:
         self.write_all([piece])
         return start
 
-    def write_all(self, pieces: Iterable[bytes]) -> None:
+    def write_all(self, pieces: Sequence[bytes]) -> None:
         """Append ranges, or parts of one."""
-        for piece in pieces:
-            self._pieces.append(piece)
-            self._waiting += len(piece)
-            if self._waiting >= _BLOCK_BYTES:
-                self._flush()
+        self._pieces += pieces
+        self._waiting += sum(map(len, pieces))
+        if self._waiting >= _WRITE_BYTES:
+            self._flush()
 
     def commit(self, rows: NDArray[Any], keys_cut: bool) -> Run:
         """Write the rows, which are in key order, and publish the file."""
@@ -81,7 +83,10 @@ class RunWriter:
 
     def _flush(self) -> None:
         if self._pieces:
-            self._stream.write_all(self._pieces)
+            if self._waiting < JOIN_BELOW * len(self._pieces):
+                self._stream.write(b"".join(self._pieces))
+            else:
+                self._stream.write_all(self._pieces)
             self._pieces.clear()
             self._written += self._waiting
             self._waiting = 0

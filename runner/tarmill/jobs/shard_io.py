@@ -22,7 +22,7 @@ from tarmill.planning.tasks import OutputShard, Shard
 from tarmill.values import replace
 
 _DRAIN_BYTES = 256 << 10
-_JOIN_BELOW = 32 << 10
+JOIN_BELOW = 32 << 10
 """Pieces of less than this, on average, are joined before they are written."""
 
 
@@ -175,7 +175,7 @@ class ShardOutput:
         """Append samples as they lie in another shard, headers and all, behind those that went through the sink."""
         self.sink.drain()
         write = self._packer.write
-        large = len(pieces) < 2 or sum(map(len, pieces)) > _JOIN_BELOW * len(pieces)
+        large = len(pieces) < 2 or sum(map(len, pieces)) > JOIN_BELOW * len(pieces)
         for block in pieces if large else [b"".join(pieces)]:
             write(block)
         self.copied += samples

@@ -10,6 +10,8 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from operator import add, getitem, sub
+from typing import Any
 
 from tarmill import storage
 from tarmill.errors import ChangedError
@@ -22,6 +24,8 @@ from tarmill.values import replace
 STREAM_BYTES = 4 << 20
 """Samples above this are not held: they are read in pieces."""
 _PIECE_BYTES = 1 << 20
+_LARGE_BYTES = 16 << 10
+"""Of a range: from here on a read costs little against what it reads."""
 _MOST_BYTES = 1 << 30
 """One call gives at most 2 GiB."""
 
@@ -42,6 +46,7 @@ class SpanSources:
         self._fds: dict[int, int] = {}
         self._used: set[int] = set()
         self._fetched: list[str] = []
+        self._max_open = _max_open()
 
     def label(self, number: int) -> str:
         """What errors call a source."""
@@ -58,13 +63,29 @@ class SpanSources:
             ChangedError: a source is no longer the version in which the samples were found.
         """
         wanted = set(numbers)
-        if len(wanted) > _max_open() // 2:  # to open one might close another
+        if len(wanted) > self._max_open // 2:  # to open one might close another
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
         opened = {number: self._fd(number) for number in wanted}
         pieces = list(map(os.pread, map(opened.__getitem__, numbers), lengths, starts))
         if list(map(len, pieces)) != list(lengths):  # a signal may cut a read short, the end of a file does
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
         return pieces
+
+    def read_runs(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[Any]:
+        """Read ranges of which those of one source follow each other there, as in run files: one read for each source.
+
+        Where they are large, or turn out to lie elsewhere, they are read one by one.
+        """
+        total = sum(lengths)
+        if total > _LARGE_BYTES * len(numbers):
+            return self.read(numbers, starts, lengths)
+        begins = dict(zip(reversed(numbers), reversed(starts), strict=True))
+        ends = dict(zip(numbers, map(add, starts, lengths), strict=True))
+        if sum(ends.values()) - sum(begins.values()) != total:
+            return self.read(numbers, starts, lengths)
+        views = {number: memoryview(self.read_one(number, at, ends[number] - at)) for number, at in begins.items()}
+        inside = list(map(sub, starts, map(begins.__getitem__, numbers)))
+        return list(map(getitem, map(views.__getitem__, numbers), map(slice, inside, map(add, inside, lengths))))
 
     def read_one(self, number: int, start: int, length: int) -> bytes:
         """Read one range, of any size."""
@@ -126,7 +147,7 @@ class SpanSources:
 
     def _make_room(self) -> None:
         """Close the files that were opened first, when as many are open as a process should have."""
-        if len(self._fds) >= _max_open():
+        if len(self._fds) >= self._max_open:
             for number in list(self._fds)[: len(self._fds) // 2]:
                 os.close(self._fds.pop(number))
 

@@ -163,8 +163,8 @@ class _Batch:
         lengths = self.lengths[order].astype(np.int64) * BLOCK
         starts = self.starts[order].astype(np.int64) * BLOCK
         for chunk in Picks(self.source[order], starts, lengths, lengths, lengths, None).chunks():
-            pieces = sources.read(*chunk) if isinstance(chunk, Chunk) else sources.stream(*chunk)
-            writer.write_all(pieces)
+            for pieces in [sources.read(*chunk)] if isinstance(chunk, Chunk) else zip(sources.stream(*chunk)):
+                writer.write_all(pieces)
             meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
