@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+import uvloop
+
 from tarmill.errors import UsageError
 from tarmill_operator.config import from_environment
 from tarmill_operator.connection import Connection
@@ -27,7 +29,8 @@ def main() -> int:
         print(f"tarmill_operator: {error}", file=sys.stderr)
         return 2
     try:
-        asyncio.run(Process(config, connection).run())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Process(config, connection).run())
     except Lost as lost:
         log.error("stopped: %s", lost)
         return 1
