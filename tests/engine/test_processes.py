@@ -44,6 +44,30 @@ def test_no_more_processes_start_than_there_are_tasks_and_they_serve_the_next_ru
     assert {outcome.worker for outcome in second.values()} <= workers
 
 
+def test_workers_that_were_prepared_run_what_comes_then() -> None:
+    with process_engine(2) as engine:
+        engine.prepare(perform)
+        prepared = set(engine._pool)
+        wait_for(engine.is_ready)
+        outcomes = by_index(engine.run(perform, [Job(index) for index in range(20)]))
+    assert {index: outcome.result for index, outcome in outcomes.items()} == {index: index**2 for index in range(20)}
+    assert len(prepared) == 2
+    assert {outcome.worker for outcome in outcomes.values()} <= prepared
+
+
+def test_prepared_workers_that_die_before_they_have_a_task_are_replaced_and_no_task_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with process_engine(2) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("tarmill.engine.process_handle._MAIN", "import sys; sys.exit(7)")
+            engine.prepare(perform)
+            engine.prepare(perform)
+        assert len(engine._pool) == 2
+        outcomes = by_index(engine.run(perform, [Job(index) for index in range(4)]))
+    assert [outcome.attempts for outcome in outcomes.values()] == [1] * 4
+
+
 def test_no_task_needs_no_process() -> None:
     with process_engine(2) as engine:
         assert list(engine.run(perform, [])) == []

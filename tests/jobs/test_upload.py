@@ -17,6 +17,7 @@ from support.maps import bytes_of, counts_balance, leftovers, read_json, records
 from support.uploads import keys_of, many_files, members_of, put_files, run_upload, shards_of
 
 from tarmill import storage
+from tarmill.engine.processes import ProcessEngine
 from tarmill.errors import SampleError, SpecError, TarmillError, UsageError
 from tarmill.formats.keys import base_plus_ext
 from tarmill.jobs import upload_look, upload_scan, upload_shard
@@ -116,6 +117,8 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
 ) -> None:
     monkeypatch.setattr(upload_scan, "MANY_FILES", 10)  # workers look at the files too
     monkeypatch.setattr(upload_scan, "_TASK_FILES", 7)
+    ready = iter([False, False])  # and this process, until they are there
+    monkeypatch.setattr(ProcessEngine, "is_ready", lambda self: next(ready, True))
     put_files(here / "in", many_files(30, 3))
     for workers in (1, 2):
         seed = {"seed": "3"} if "shuffle" in cut else {}

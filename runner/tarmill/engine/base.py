@@ -64,6 +64,16 @@ class Engine(Protocol):
     def workers(self) -> int:
         """How many tasks can run at the same time now."""
 
+    def prepare(self, function: Callable[[T], R]) -> None:
+        """Begin to start workers, where that is for the engine to do, before their tasks are known.
+
+        Args:
+            function: what they are likely to run.
+        """
+
+    def is_ready(self) -> bool:
+        """Whether a worker that `prepare` began to start is there; it may be asked before `run` is called."""
+
     def run(
         self, function: Callable[[T], R], tasks: Sequence[T], *, on_progress: ProgressCallback | None = None
     ) -> Generator[Outcome[T, R], None, None]:

@@ -104,6 +104,13 @@ class DaskEngine:
                 raise type(answer)(f"on worker {worker}: {answer.message}", **facts) from answer
         self._requirements.append(pack(function, argument))
 
+    def prepare(self, function: Callable[[T], R]) -> None:
+        """Nothing to start: whoever runs the cluster has done it."""
+
+    def is_ready(self) -> bool:
+        """Whether `run` need not wait for a worker."""
+        return self.workers > 0
+
     def run(
         self, function: Callable[[T], R], tasks: Sequence[T], *, on_progress: ProgressCallback | None = None
     ) -> Generator[Outcome[T, R], None, None]:

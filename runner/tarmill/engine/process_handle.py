@@ -16,7 +16,7 @@ from typing import Any
 from tarmill.engine.channel import Channel
 from tarmill.engine.process_worker import GRACE_S, read_trace
 
-_MAIN = "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({fds})"
+_MAIN = "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({fds}, {module!r})"
 
 
 class WorkerProcess:
@@ -26,15 +26,16 @@ class WorkerProcess:
 
     Args:
         lifeline_fd: read end of a pipe whose write end only the driver holds.
+        module: what its first task is likely to need, for it to import while it waits for that; "" for nothing.
     """
 
-    def __init__(self, lifeline_fd: int) -> None:
+    def __init__(self, lifeline_fd: int, module: str = "") -> None:
         self._trace_fd = os.memfd_create("tarmill-trace") if hasattr(os, "memfd_create") else -1
         ours, theirs = socket.socketpair()
         with theirs:
             path = [entry or os.getcwd() for entry in sys.path]
             fds = (theirs.fileno(), lifeline_fd, self._trace_fd)
-            code = _MAIN.format(path=path, fds=", ".join(map(str, fds)))
+            code = _MAIN.format(path=path, fds=", ".join(map(str, fds)), module=module)
             self._process = subprocess.Popen(
                 # -P: a file in the current folder must not stand in for a module before the path is set
                 [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", code],  # type: ignore[attr-defined]

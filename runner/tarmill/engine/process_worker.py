@@ -6,11 +6,13 @@ needs is imported with the task.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from types import FrameType
 
 from tarmill.engine import meter
@@ -60,10 +62,13 @@ class _Worker:
             return
 
 
-def main(channel_fd: int, lifeline_fd: int, trace_fd: int) -> None:
+def main(channel_fd: int, lifeline_fd: int, trace_fd: int, module: str = "") -> None:
     """Serve the driver at the other end of the channel until it closes the channel, ends, or sends SIGTERM.
 
-    The arguments are file descriptors; that of the trace is -1 where the system has no memory files.
+    Args:
+        channel_fd, lifeline_fd, trace_fd: file descriptors; that of the trace is -1 where the system has no memory
+            files.
+        module: to be imported while there is nothing else to do.
     """
     # The terminal's Ctrl-C is the driver's to judge. Not SIG_IGN: programs that a script starts would inherit that.
     signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -75,11 +80,15 @@ def main(channel_fd: int, lifeline_fd: int, trace_fd: int) -> None:
     threading.Thread(target=_end_with_driver, args=(lifeline_fd,), name="tarmill-lifeline", daemon=True).start()
     try:
         worker.channel.send("ready")
+        if module:
+            import_module(module)
         worker.serve()
     except Interrupted as stop:
         sys.exit(stop.exit_code)
     except (EOFError, ConnectionError):
         return  # the driver needs this worker no more
+    finally:
+        gc.freeze()  # all memory goes with the process: a last search for garbage finds nothing
 
 
 def write_trace(fd: int, key: str) -> None:

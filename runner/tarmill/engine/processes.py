@@ -45,6 +45,16 @@ class ProcessEngine:
         self._pool: dict[str, WorkerProcess] = {}
         self._lifeline: tuple[int, int] | None = None
         self._current: _Run[Any, Any] | None = None
+        self._starting: set[str] = set()
+
+    def prepare(self, function: Callable[[T], R]) -> None:
+        """Start all workers now; see `Engine.prepare`."""
+        for _ in range(self.workers - len(self._pool)):
+            self._start_worker(function.__module__)
+
+    def is_ready(self) -> bool:
+        """Whether a worker waits for its first task, or has something else to tell."""
+        return bool(readable([worker.channel.fd for worker in self._pool.values()], 0))
 
     def run(
         self, function: Callable[[T], R], tasks: Sequence[T], *, on_progress: ProgressCallback | None = None
@@ -75,15 +85,16 @@ class ProcessEngine:
     ) -> None:
         self.close()
 
-    def _start_worker(self) -> WorkerProcess:
+    def _start_worker(self, module: str = "") -> None:
         if self._lifeline is None:
             self._lifeline = os.pipe()
-        worker = WorkerProcess(self._lifeline[0])
+        worker = WorkerProcess(self._lifeline[0], module)
         self._pool[worker.name] = worker
-        return worker
+        self._starting.add(worker.name)
 
     def _stop_all(self, busy: set[str]) -> None:
         pool, self._pool = self._pool, {}
+        self._starting.clear()
         lifeline, self._lifeline = self._lifeline, None
         if lifeline is not None:
             # A worker whose start was cut short by an interrupt is in no list: the lifeline reaches it.
@@ -126,11 +137,11 @@ class _Run(Generic[T, R]):
         self.task_timeout_s = task_timeout_s
         self.dispatcher = Dispatcher(tasks)
         self.jobs: dict[str, _Job] = {}  # by the name of the worker
-        self.starting: set[str] = set()
+        self.starting = engine._starting
         self.failed_starts = 0
 
     def outcomes(self) -> Generator[Outcome[T, R], None, None]:
-        for name in self.engine._pool:
+        for name in self.engine._pool.keys() - self.starting:
             self.dispatcher.join(name, 1)
         while self.dispatcher.unfinished or self.jobs:
             self._start_workers()
@@ -142,7 +153,7 @@ class _Run(Generic[T, R]):
     def _start_workers(self) -> None:
         wanted = min(self.engine.workers, self.dispatcher.unfinished)
         for _ in range(wanted - len(self.engine._pool)):
-            self.starting.add(self.engine._start_worker().name)
+            self.engine._start_worker()
 
     def _start_tasks(self) -> None:
         for start in self.dispatcher.next_starts():

@@ -23,6 +23,13 @@ class SerialEngine:
     name = "serial"
     workers = 1
 
+    def prepare(self, function: Callable[[T], R]) -> None:
+        """Nothing to start."""
+
+    def is_ready(self) -> bool:
+        """Always."""
+        return True
+
     def run(
         self, function: Callable[[T], R], tasks: Sequence[T], *, on_progress: ProgressCallback | None = None
     ) -> Generator[Outcome[T, R], None, None]:

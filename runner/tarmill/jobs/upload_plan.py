@@ -29,6 +29,7 @@ from tarmill.jobs.upload_collect import Collector
 from tarmill.jobs.upload_look import Run
 from tarmill.jobs.upload_resolve import CLASSES, resolve
 from tarmill.jobs.upload_scan import look_at_tree
+from tarmill.jobs.upload_shard import upload_shard
 from tarmill.jobs.upload_sources import collect, first_local
 from tarmill.planning.counts import Counts
 from tarmill.planning.jobid import job_id
@@ -116,11 +117,16 @@ class Engines:
         self._engine: Engine | None = None
 
     def for_looks(self) -> Callable[[], Engine] | None:
-        """Give what gives the engine, where it has several workers on this machine."""
+        """Give what gives the engine with its workers about to start, where it has several on this machine."""
         options = self.options
         alone = options.workers == 1 or (not options.workers and usable_cores() == 1)
         here = any(storage.capabilities(url).shared == "process" for url in self._urls)
-        return None if alone or here or options.scheduler else lambda: self.get(_ANY_NUMBER)
+        return None if alone or here or options.scheduler else self._starting
+
+    def _starting(self) -> Engine:
+        engine = self.get(_ANY_NUMBER)
+        engine.prepare(upload_shard)
+        return engine
 
     def get(self, tasks: int) -> Engine:
         """Give the engine, for so many tasks at least."""

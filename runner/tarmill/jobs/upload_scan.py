@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from tarmill.engine.base import Engine
@@ -16,8 +17,8 @@ from tarmill.spec import UploadSpec
 from tarmill.values import replace, valueclass
 
 MANY_FILES = 4000
-"""Fewer are looked at before a worker has started."""
-_TASK_FILES = 2048
+"""Fewer are no reason to start a worker."""
+_TASK_FILES = 1024
 
 PackedRun = tuple[str, str, str, int | None]
 """(base, folder below it, names joined by "/", class): fewer objects, fewer bytes."""
@@ -66,28 +67,41 @@ def look_at_tree(
     engine: Callable[[], Engine] | None,
     listener: Listener,
 ) -> None:
-    """Look at the files of a tree and take its samples, in order.
+    """Look at the files of a tree and take its samples, in order; here as long as workers are not there yet.
 
     Args:
         spec: key_prefix, follow_symlinks.
         runs: the files; where workers look, all wait in memory, by name only.
         root: number of the tree.
         collector: takes samples, and what is wrong with them.
-        engine: gives one whose workers can look; None for here.
+        engine: gives one whose workers can look, and which has begun to start them; None for here.
         listener: is told when it takes long.
     """
     tasks = _tasks(spec, runs, root)
-    if engine is not None:
-        several = list(tasks)
-        files = sum(task.files for task in several)
-        if files >= MANY_FILES:
-            listener.note(f"looking at {files:,} files")
-            for done in results(engine(), look_in_worker, several, Listener()):
-                _take(collector, done)
-            return
-        tasks = iter(several)
+    if engine is None:
+        for task in tasks:
+            _take(collector, look_in_worker(task))
+        return
+    waiting, files = _walked(tasks, engine)
+    if files >= MANY_FILES:
+        listener.note(f"looking at {files:,} files")
+    while waiting and (files < MANY_FILES or not engine().is_ready()):
+        _take(collector, look_in_worker(waiting.popleft()))
+    if waiting:
+        for done in results(engine(), look_in_worker, waiting, Listener()):
+            _take(collector, done)
+
+
+def _walked(tasks: Iterable[LookTask], engine: Callable[[], Engine]) -> tuple[deque[LookTask], int]:
+    """Give all tasks and the number of their files; where there are many, workers start while the walk goes on."""
+    found: deque[LookTask] = deque()
+    files = 0
     for task in tasks:
-        _take(collector, look_in_worker(task))
+        found.append(task)
+        files += task.files
+        if files - task.files < MANY_FILES <= files:
+            engine()
+    return found, files
 
 
 def _take(collector: Collector, done: LookDone) -> None:
