@@ -39,6 +39,8 @@ _ASK_AGAIN_S = 3.0
 _LOOK_FOR_BACKEND_S = 5.0
 _KNOCK_S = 5.0
 _STUCK_S = 180.0
+_MORE_COMES_S = 0.2
+"""News of children come several at a time: a pod is made, bound, started. One look at all of them is enough."""
 
 
 class Process:
@@ -194,8 +196,9 @@ class Process:
         if type_ == "LISTED" and self._leads[0]:
             self._relist.hurry()
         self._relist.heard(item)
+        pause = 0.0 if item["kind"] in OUR_KINDS else _MORE_COMES_S
         for uid in self._cache.remove(item) if type_ == "DELETED" else self._cache.put(item):
-            self._queue.add(uid)
+            self._queue.add(uid, pause)
 
     def _watches(self) -> tuple[Watch, ...]:
         return (*WATCHES, DASK_CLUSTERS) if self._controller.settings.dask_operator else WATCHES
