@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tarmill.spec import KINDS, Kind
-from tarmill_operator.crds import CLUSTER_FIELDS, SHORT_NAMES, spec_schema
+from tarmill_operator.crds import CLUSTER_FIELDS, SHORT_NAMES, crd, spec_schema
 from tarmill_operator.status_schema import PRINTER_COLUMNS, STATUS
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "kubernetes"
+RULES = "x-kubernetes-validations"
 HEAD = ["| field | type | default | what it does |", "| --- | --- | --- | --- |"]
 MADE = "This page is made from the schema by `make docs`; `kubectl explain {}.spec` tells the same."
 
@@ -30,8 +31,7 @@ def kind_page(kind: Kind) -> str:
     name = kind.name.lower()
     schema = spec_schema(kind)
     own = {key: part for key, part in schema["properties"].items() if key not in CLUSTER_FIELDS | {"options"}}
-    messages = [rule["message"] for rule in schema["x-kubernetes-validations"] if "oldSelf" not in rule["rule"]]
-    told = [text for text in messages if text.partition(".")[0] not in CLUSTER_FIELDS and "deadlines" not in text]
+    told = [text for text in messages_of(kind) if text not in messages_of_all()]
     lines = [
         f"# {kind.name}",
         "",
@@ -58,11 +58,25 @@ def kind_page(kind: Kind) -> str:
         "",
         "## Rules",
         "",
+        "Beside [those of all kinds](all_kinds.md#rules):",
+        "",
         *(f"- {message}" for message in told),
         "- what a run goes by is immutable, but for `run.suspend`, `run.runId`, `run.ttlSecondsAfterFinished`,",
         "  `run.deleteWhenExpired` and `workers.replicas`; with another `run.runId` all may change: a new run",
     ]
     return "\n".join(lines) + "\n"
+
+
+def messages_of(kind: Kind) -> list[str]:
+    """Say what the rules for the values of a kind's spec say, in their order."""
+    rules = spec_schema(kind)[RULES]
+    return [rule["message"] for rule in rules if "oldSelf" not in rule["rule"]]
+
+
+def messages_of_all() -> list[str]:
+    """Say what all kinds' rules have in common."""
+    first, *others = map(messages_of, KINDS)
+    return [text for text in first if all(text in other for other in others)]
 
 
 def common_page() -> str:
@@ -79,6 +93,9 @@ def common_page() -> str:
     lines = ["# Fields of all kinds", "", MADE.format("shardmap")]
     for title, found in parts:
         lines += ["", f"## {title}", "", *table(found)]
+    names = [rule["message"] for rule in crd(KINDS[0])["spec"]["versions"][0]["schema"]["openAPIV3Schema"][RULES]]
+    lines += ["", "## Rules", "", "The API server refuses a resource that breaks one of them, and says so:", ""]
+    lines += [f"- {message}" for message in (*names, *messages_of_all())]
     lines += ["", "## status", "", "Reasons are [a closed list](reasons.md).", ""]
     lines += ["| field | type | what it tells |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {type_of(schema)} | {text_of(schema)} |" for name, schema in rows(STATUS["properties"])]

@@ -15,26 +15,19 @@ from tarmill.spec import KINDS, Kind, ReorderOptions, ReorderSpec, RunOptions
 from tarmill.spec_base import camel
 from tarmill.values import fields
 from tarmill_operator.cluster_spec import ClusterPolicy, FailurePolicy, RunPolicy, WorkerCount
-from tarmill_operator.names import CATEGORY, GROUP, MAX_NAME, VERSION, plural
+from tarmill_operator.names import CATEGORY, GROUP, VERSION, plural
 from tarmill_operator.pod_schema import IMAGE_PULL_SECRETS, key_reference, resource_reference, role
+from tarmill_operator.rules import has_input, name_rules, script_fields, spec_rules
 from tarmill_operator.schema import MAX_TEXT, Schema, object_schema, properties_of
 from tarmill_operator.status_schema import PRINTER_COLUMNS, STATUS
 
 SHORT_NAMES = {"ShardMap": "smap", "ShardExtract": "sext", "ShardShuffle": "sshuf", "ShardSort": "ssort"} | {
     "ShardUpload": "sup"
 }
-SCRIPTS = ("script", "reduce_script")
 CLUSTER_FIELDS = frozenset(
     {"image", "imagePullPolicy", "imagePullSecrets", "runner", "workers", "cluster", "run", "failure"}
 )
 """Fields of a resource that say where and how it runs; the runner is told the others."""
-_ALWAYS_MUTABLE = {
-    "run": ("suspend", "runId", "ttlSecondsAfterFinished", "deleteWhenExpired"),
-    "workers": ("replicas",),
-}
-
-
-_ROLES = ("runner", "workers")
 _MAX_RUN_ID = 128
 """Each rule about a change compares it: the API server counts what that may cost."""
 
@@ -77,16 +70,7 @@ def _resource(kind: Kind) -> Schema:
             "spec": spec_schema(kind),
             "status": STATUS,
         },
-        "x-kubernetes-validations": [
-            {
-                "rule": f"self.metadata.name.size() <= {MAX_NAME}",
-                "message": f"metadata.name may have {MAX_NAME} characters at most: its pods carry it in their names",
-            },
-            {
-                "rule": "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                "message": "metadata.name becomes a DNS name: small letters, digits and '-', a letter first",
-            },
-        ],
+        "x-kubernetes-validations": name_rules(),
     }
 
 
@@ -95,20 +79,11 @@ def spec_schema(kind: Kind) -> Schema:
     properties = _kind_properties(kind) | _common_properties(kind)
     return {
         "type": "object",
+        "description": "What the job is, and where and how it runs.",
         "required": _required(kind),
         "properties": properties,
-        "x-kubernetes-validations": [*_one_of_rules(kind), *_value_rules(), *_immutability_rules(properties)],
+        "x-kubernetes-validations": spec_rules(kind, properties),
     }
-
-
-def script_fields(kind: Kind) -> list[str]:
-    """Name the fields of a kind that hold a script's text, as in Python."""
-    return [field.name for field in fields(kind.spec) if field.name in SCRIPTS]
-
-
-def has_input(kind: Kind) -> bool:
-    """Tell whether a kind reads shards, which may come out of another resource."""
-    return any(field.name == "input" for field in fields(kind.spec))
 
 
 def options_of(kind: Kind) -> type[RunOptions]:
@@ -148,7 +123,11 @@ def _common_properties(kind: Kind) -> dict[str, Schema]:
     run["properties"]["runId"] |= {"default": "", "maxLength": _MAX_RUN_ID}
     text = {"type": "string", "maxLength": MAX_TEXT}
     return {
-        "options": {"type": "object", "description": "Run options of the command line.", "properties": options},
+        "options": {
+            "type": "object",
+            "description": "How stores are talked to, and how patiently.",
+            "properties": options,
+        },
         "image": {**text, "description": "Image of runner and workers; the operator's default otherwise."},
         "imagePullPolicy": {
             "type": "string",
@@ -169,77 +148,6 @@ def _required(kind: Kind) -> list[str]:
     replaceable = {"input", *script_fields(kind)} if has_input(kind) else set(script_fields(kind))
     asked = [f for f in fields(kind.spec) if (f.required and f.name not in replaceable) or f.name == "output"]
     return [camel(f.name) for f in asked]
-
-
-def _one_of_rules(kind: Kind) -> list[dict[str, str]]:
-    rules = [{"rule": "self.output != '-'", "message": "output is a shard pattern or URL: a pod has no terminal"}]
-    if has_input(kind):
-        rules.append({"rule": "has(self.input) != has(self.inputFrom)", "message": "give either input or inputFrom"})
-    required = {f.name for f in fields(kind.spec) if f.required}
-    for name in script_fields(kind):
-        one = camel(name)
-        if name in required:
-            rule, message = f"has(self.{one}) != has(self.{one}From)", f"give either {one} or {one}From"
-        else:
-            rule = f"!(has(self.{one}) && has(self.{one}From))"
-            message = f"give {one} or {one}From, not both"
-        rules.append({"rule": rule, "message": message})
-    return rules
-
-
-def _value_rules() -> list[dict[str, str]]:
-    rules = [
-        ("self.workers.replicas >= 0 && self.workers.replicas <= 10000", "workers.replicas is 0 to 10000"),
-        ("self.workers.threads >= 1 && self.workers.threads <= 256", "workers.threads is 1 to 256"),
-        ("self.run.backoffLimit >= 0", "run.backoffLimit is a number of retries, 0 for none"),
-        (
-            "self.run.backoffBaseSeconds >= 0 && self.run.backoffBaseSeconds <= self.run.backoffMaxSeconds",
-            "run.backoffBaseSeconds is 0 or more, and at most run.backoffMaxSeconds",
-        ),
-        (
-            "self.run.pendingDeadlineSeconds >= 0 && self.run.progressDeadlineSeconds >= 0 && "
-            "self.run.activeDeadlineSeconds >= 0",
-            "deadlines are seconds, 0 for none",
-        ),
-        ("self.failure.maxWorkerRestarts >= -1", "failure.maxWorkerRestarts is a number of restarts, -1 for no limit"),
-        ("self.run.ttlSecondsAfterFinished >= -1", "run.ttlSecondsAfterFinished is seconds, -1 to keep the children"),
-    ]
-    return [{"rule": rule, "message": message} for rule, message in rules]
-
-
-def _immutability_rules(properties: dict[str, Schema]) -> list[dict[str, str]]:
-    """One rule for each field, so that the message names it.
-
-    What has no bound is not held, since the API server refuses rules whose cost it cannot tell (`podTemplate`, volumes,
-    ...): a run goes by what it began with.
-    """
-    rules = []
-    for name, schema in properties.items():
-        inner = schema.get("properties", {})
-        mutable = _ALWAYS_MUTABLE.get(name, ())
-        if name in _ROLES or mutable:
-            parts = [part for part in inner if part not in mutable and _is_bounded(inner[part])]
-            held = [(f"{name}.", part) for part in parts]
-        else:
-            held = [("", name)] if _is_bounded(schema) else []
-        for before, part in held:
-            new, old = f"self.{before}{part}", f"oldSelf.{before}{part}"
-            same = f"has({new}) ? has({old}) && {new} == {old} : !has({old})"
-            rules.append(
-                {
-                    "rule": f"self.run.runId != oldSelf.run.runId || ({same})",
-                    "message": f"{before}{part} is immutable; give run.runId another value to start a new run with it",
-                }
-            )
-    return rules
-
-
-def _is_bounded(schema: Schema) -> bool:
-    """Tell whether the size of what a schema lets through has a bound that the API server can tell."""
-    if schema.get("x-kubernetes-preserve-unknown-fields"):
-        return False
-    inner = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
-    return all(_is_bounded(one) for one in inner if isinstance(one, dict))
 
 
 def all_crds() -> dict[str, dict[str, Any]]:

@@ -50,7 +50,11 @@ def _quantities(description: str) -> Schema:
 
 def key_reference(description: str) -> Schema:
     """One key of a ConfigMap in the resource's namespace."""
-    return _object(description, {"name": {**_NAME, "minLength": 1}, "key": {**_NAME, "minLength": 1}}, ("name", "key"))
+    properties = {
+        "name": {**_NAME, "minLength": 1, "description": "Its name."},
+        "key": {**_NAME, "minLength": 1, "description": "The key whose value is the text."},
+    }
+    return _object(description, properties, ("name", "key"))
 
 
 ENV = _list(
@@ -100,7 +104,8 @@ def role(description: str, **more: Schema) -> Schema:
 
 
 IMAGE_PULL_SECRETS = _list(
-    "Secrets to pull the image with.", _object("One secret.", {"name": {**_NAME, "minLength": 1}}, ("name",))
+    "Secrets to pull the image with.",
+    _object("One secret.", {"name": {**_NAME, "minLength": 1, "description": "Its name."}}, ("name",)),
 )
 
 

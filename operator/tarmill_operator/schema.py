@@ -40,7 +40,7 @@ def object_schema(kind: type[Any], description: str, **more: Schema) -> Schema:
 
 def field_schema(field: Field, known: Option) -> Schema:
     """Make the schema of one field."""
-    schema = {"description": known.help, **_type_of(field, known)}
+    schema = {"description": known.file_help or known.help, **_type_of(field, known)}
     if known.choices:
         of_each = schema["items"] if schema.get("type") == "array" else schema
         of_each["enum"] = list(known.choices)

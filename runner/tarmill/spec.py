@@ -138,6 +138,7 @@ class ReadSpec(JobSpec):
 
     input: str = option(
         help="Input shards: `train-@0100.tar`, `{000..099}`, a glob, a prefix, `@list.txt`, URL or `-`.",
+        file_help="Input shards: `train-@0100.tar`, `{000..099}`, a glob, a prefix, `@list.txt` or a URL.",
         argument=True,
         metavar="IN",
     )
@@ -166,15 +167,27 @@ class MapSpec(ReadSpec):
         identity=True,
         metavar="FILE",
         help="Python file that defines process_sample(record) -> dict, None or several; or process_samples(records).",
+        file_help="Text of a Python file that defines process_sample(record) -> dict, None or several; or "
+        "process_samples(records).",
     )
     script_name: str = option("process_sample.py", hidden=True, help="What tracebacks call the script.")
     params: dict[str, str] = option(
-        {}, flags=("--param",), identity=True, metavar="K=V", help="A parameter for the script's setup(params)."
+        {},
+        flags=("--param",),
+        identity=True,
+        metavar="K=V",
+        help="A parameter for the script's setup(params).",
+        file_help="Parameters for the script's setup(params).",
     )
     fields: tuple[str, ...] = option(
         (), flags=("-f", "--fields"), identity=True, metavar="A,B", help="Load only these fields."
     )
-    keep_rest: bool = option(False, identity=True, help="With -f: pass the other fields through, as they are.")
+    keep_rest: bool = option(
+        False,
+        identity=True,
+        help="With -f: pass the other fields through, as they are.",
+        file_help="With fields: pass the other ones through, as they are.",
+    )
     limit: int = option(0, identity=True, metavar="N", help="Only the first N samples of each shard; 0 for all.")
     level: int = _level()
     exists: str = _exists()
@@ -202,6 +215,7 @@ class ExtractSpec(ReadSpec):
         identity=True,
         metavar="COLUMN",
         help="A column: field, __key__, a|b, meta.json:path, field:int, ... Several, or comma-separated.",
+        file_help="Columns: field, __key__, a|b, meta.json:path, field:int, ...",
     )
     where: str = option("", identity=True, metavar="EXPR", help="Only the samples for which this holds.")
     missing: str = option(
@@ -218,12 +232,16 @@ class ExtractSpec(ReadSpec):
         help="Form of the rows.",
     )
     output: str = option(
-        "-", flags=("-o", "--output"), metavar="URL", help="Where rows go: `-`, a file, or `part-@.jsonl`."
+        "-",
+        flags=("-o", "--output"),
+        metavar="URL",
+        help="Where rows go: `-`, a file, or `part-@.jsonl`.",
+        file_help="Where rows go: a URL or file, or `part-@.jsonl`.",
     )
-    count: bool = option(False, identity=True, help="Print only how many rows there are.")
-    top: int = option(0, identity=True, metavar="N", help="Print the N most frequent rows with their counts.")
-    stats: bool = option(False, identity=True, help="Print statistics of each column.")
-    keys: bool = option(False, identity=True, help="Print the field names and how often each occurs.")
+    count: bool = option(False, identity=True, help="Write only how many rows there are.")
+    top: int = option(0, identity=True, metavar="N", help="Write the N most frequent rows with their counts.")
+    stats: bool = option(False, identity=True, help="Write statistics of each column.")
+    keys: bool = option(False, identity=True, help="Write the field names and how often each occurs.")
     exists: str = option(
         "fail", choices=("fail", "overwrite"), help="An output that is there already: fail, or overwrite."
     )
@@ -294,6 +312,8 @@ class SortSpec(ReorderSpec):
         metavar="KEY",
         help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; several, or with "
         "commas, the first counts most; `__key__` by default.",
+        file_help="Sort by FIELD[:JSONPATH][:str|int|float|bytes|natural][:asc|desc], or `script`; of several the "
+        "first counts most; `__key__` by default.",
     )
     missing: str = option(
         "error",
@@ -308,6 +328,7 @@ class SortSpec(ReorderSpec):
         identity=True,
         metavar="KEY",
         help="Reduce samples that agree in this key; -k then orders the samples of each group. By default -k itself.",
+        file_help="Reduce samples that agree in this key; keys then orders the samples of each group. By default keys.",
     )
     reduce: str = option(
         "",
@@ -322,6 +343,8 @@ class SortSpec(ReorderSpec):
         choices=("inner", "outer", "left"),
         help="With --reduce merge: which keys to keep: those in all parts of IN (`a-@4.tar::b-@2.tar` has two), in "
         "any, or in the first.",
+        file_help="With reduce: merge, which keys to keep: those in all parts of input (`a-@4.tar::b-@2.tar` has two), "
+        "in any, or in the first.",
     )
     same_field: str = option(
         "error",
@@ -329,12 +352,15 @@ class SortSpec(ReorderSpec):
         choices=("error", "first", "last", "rename"),
         help="With --reduce merge: a field that two samples of a key have: an error, that of the first or last part, "
         "or all, the others under new names.",
+        file_help="With reduce: merge, a field that two samples of a key have: an error, that of the first or last "
+        "part, or all, the others under new names.",
     )
     dedup_by: str = option(
         "key",
         identity=True,
         choices=("key", "content"),
         help="With --reduce dedup: keep one sample of each key, or of each key one of each content.",
+        file_help="With reduce: dedup, keep one sample of each key, or of each key one of each content.",
     )
     reduce_script: str = option(
         "",
@@ -342,6 +368,8 @@ class SortSpec(ReorderSpec):
         identity=True,
         metavar="FILE",
         help="Reduce by a script: a Python file that defines reduce_samples(key, samples) -> sample, several, or None.",
+        file_help="Reduce by a script: text of a Python file that defines reduce_samples(key, samples) -> sample, "
+        "several, or None.",
     )
     reduce_script_name: str = option("reduce_samples.py", hidden=True, help="What tracebacks call the reduce script.")
     script: str = option(
@@ -350,16 +378,24 @@ class SortSpec(ReorderSpec):
         identity=True,
         metavar="FILE",
         help="Python file that defines sort_key(record), for `-k script`.",
+        file_help="Text of a Python file that defines sort_key(record), for the key `script`.",
     )
     script_name: str = option("sort_key.py", hidden=True, help="What tracebacks call the script.")
     params: dict[str, str] = option(
-        {}, flags=("--param",), identity=True, metavar="K=V", help="A parameter for the scripts' setup(params)."
+        {},
+        flags=("--param",),
+        identity=True,
+        metavar="K=V",
+        help="A parameter for the scripts' setup(params).",
+        file_help="Parameters for the scripts' setup(params).",
     )
     combine: bool = option(
         False,
         identity=True,
         help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice. Implies "
         "--exact.",
+        file_help="Reduce on the map side too, before samples are moved; for a reduce that may be applied twice. "
+        "Implies exact.",
     )
     exact: bool = option(
         False,
@@ -405,6 +441,8 @@ class UploadSpec(JobSpec):
     sources: tuple[str, ...] = option(
         help="What to pack: folders, files, globs, URLs of folders; with --column lists of files (.csv, .tsv, .jsonl, "
         ".parquet); or `-`, a tar on standard input.",
+        file_help="What to pack: URLs of folders, mounted folders, files, globs; with columns lists of files (.csv, "
+        ".tsv, .jsonl, .parquet).",
         argument=True,
         metavar="SOURCE...",
     )
@@ -420,6 +458,7 @@ class UploadSpec(JobSpec):
         identity=True,
         metavar="GLOB",
         help="Only these files: `*.jpg` by name in any folder, `train/**/*.jpg` by path. Several, or comma-separated.",
+        file_help="Only these files: `*.jpg` by name in any folder, `train/**/*.jpg` by path.",
     )
     exclude: tuple[str, ...] = option(
         (), identity=True, metavar="GLOB", help="Not these files; `thumbs/` leaves a whole folder out."
@@ -496,6 +535,7 @@ class UploadSpec(JobSpec):
         identity=True,
         metavar="SIZE",
         help="Of a tar on standard input: members of a sample may stand so far apart.",
+        file_help="Of a tar as source, which a pod cannot have: members of a sample may stand so far apart.",
     )
     fetches: int = option(16, metavar="N", help="Objects that a process fetches at once from stores and the web.")
     fetches_per_host: int = option(4, metavar="N", help="Of these, at most so many from one web server.")
@@ -562,6 +602,7 @@ class RunOptions(Spec):
         unit="seconds",
         metavar="TIME",
         help="With a Dask scheduler: fail when it has had no worker for so long; 0 to wait for ever.",
+        file_help="Fail when no worker has been there for so long; 0 to wait for ever.",
     )
     fail_fast: bool = option(False, help="Stop at the first shard that fails, instead of finishing the others.")
     task_timeout: float = option(
@@ -578,6 +619,7 @@ class RunOptions(Spec):
         flags=("--store-option",),
         metavar="K=V",
         help="An option of a store's library: s3.region=eu-west-1, s3.sse=aws:kms, sftp.port=2222; no secrets.",
+        file_help='Options of the stores\' libraries: s3.region: eu-west-1, sftp.port: "2222"; no secrets.',
     )
     ca_file: str = option("", metavar="FILE", help="Certificate authorities to trust for https, as PEM.")
     verify_uploads: str = option(
@@ -613,6 +655,8 @@ class ReorderOptions(RunOptions):
         "",
         metavar="DIR",
         help="Where scratch files go, with -c on all workers alike, and outputs wait for their upload; by default the "
+        "folder of the outputs, or $TMPDIR where that is a URL.",
+        file_help="Where scratch files go, on all workers alike, and outputs wait for their upload; by default the "
         "folder of the outputs, or $TMPDIR where that is a URL.",
     )
     plan: str = option(

@@ -20,6 +20,8 @@ class Option:
     """What a command line, a spec file or a CRD needs to know of a field, besides its type and default."""
 
     help: str
+    file_help: str = ""
+    """What it is in a file, where `help` speaks of flags, a terminal or commas; "" for the same."""
     flags: tuple[str, ...] = ()
     """Command line flags; () for `--field-name`, or an argument where `argument` is set."""
     argument: bool = False

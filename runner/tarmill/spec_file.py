@@ -13,8 +13,9 @@ from typing import Any
 
 from tarmill.errors import ShardPatternError, SpecError
 from tarmill.formats.shards import ShardPattern
+from tarmill.quantities import read_seconds, show_seconds
 from tarmill.spec import KINDS, ReorderOptions, ReorderSpec, RunOptions, kind_of, spec_from_manifest, to_manifest
-from tarmill.spec_base import Spec
+from tarmill.spec_base import Spec, camel, option_of
 from tarmill.values import fields
 
 NAME_LENGTH = 40
@@ -70,11 +71,27 @@ def _read_options(kind: type[RunOptions], values: Any) -> RunOptions:
 def write_spec_file(spec: Any, options: RunOptions) -> dict[str, Any]:
     """Give the contents of a spec file: what `read_spec_file` reads as the same job."""
     found = to_manifest(spec)
-    fields_of_job = dict(found.pop("spec"))
+    fields_of_job = _with_units(type(spec), found.pop("spec"))
     chosen = {name: getattr(options, name) for name in (one.name for one in fields(options_of(type(spec))))}
     if run := options_of(type(spec))(**chosen).to_dict():
-        fields_of_job["options"] = run
+        fields_of_job["options"] = _with_units(options_of(type(spec)), run)
     return {**found, "metadata": {"name": resource_name(spec)}, "spec": fields_of_job}
+
+
+def _with_units(kind: type[Spec], values: dict[str, Any]) -> dict[str, Any]:
+    """Write durations as text: an API server takes whole numbers and text there, and no fractions."""
+    durations = {camel(field.name) for field in fields(kind) if option_of(field).unit == "seconds"}
+    return {name: _duration(value) if name in durations else value for name, value in values.items()}
+
+
+def _duration(value_s: float) -> str | float:
+    for text in (show_seconds(value_s), f"{value_s!r}s"):
+        try:
+            if read_seconds(text) == value_s:
+                return text
+        except ValueError:  # a power of ten
+            continue
+    return value_s
 
 
 def resource_name(spec: Any) -> str:

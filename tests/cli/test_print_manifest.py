@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click import ClickException
 from click.testing import CliRunner, Result
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.maps import IDENTITY, UPPER, bytes_of, command, put_shards, read_json
 
-from tarmill.cli import htextract, htmapper, htshuffle, htsort, main
+from tarmill.cli import htextract, htmapper, htshuffle, htsort, htupload, main
 from tarmill.cli.arguments import base_of, flags_of, plain_values
 from tarmill.cli.job_command import JobCommand
 from tarmill.cli.manifest import report_url, to_yaml
@@ -24,7 +25,7 @@ from tarmill.spec_base import camel, option_of
 from tarmill.spec_file import options_of, read_spec_file, resource_name, write_spec_file
 from tarmill.values import Field, fields
 
-COMMANDS = {one.script: one for one in (htmapper.COMMAND, htextract.COMMAND, htshuffle.COMMAND, htsort.COMMAND)}
+COMMANDS = {one.COMMAND.script: one.COMMAND for one in (htmapper, htextract, htshuffle, htsort, htupload)}
 TEXT = st.one_of(
     st.sampled_from(
         ["y", "no", "1e3", "010", "0x1F", "~", "null", "12:30:00", "2026-11-27", ".5", "a: b", "# x", "&a"]
@@ -41,7 +42,7 @@ def value_of(field: Field) -> st.SearchStrategy[str]:
     if known.unit == "bytes":
         return st.sampled_from(["1", "500MB", "1.5GiB", "12345"])
     if known.unit == "seconds":
-        return st.sampled_from(["0", "90s", "0.1s", "5m", "1.5h"])
+        return st.sampled_from(["0", "90s", "0.1s", "5m", "1.5h", "0.3ms", "0.0000001s"])
     if base_of(field) in ("int", "float"):
         return st.integers(0, 1 << 40).map(str)
     if base_of(field) == "dict":
@@ -72,7 +73,7 @@ def test_flags_make_a_file_that_is_read_as_the_same_job(job: JobCommand, data: s
     assert values is not None
     try:
         spec, options = job.read(values)
-    except TarmillError:
+    except (TarmillError, ClickException):
         assume(False)
     text = to_yaml(write_spec_file(spec, options))
     found, found_options = read_spec_file(yaml.safe_load(text), lambda path: "")
@@ -102,6 +103,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     put_shards(tmp_path, 3)
     (tmp_path / "up.py").write_text(UPPER)
+    (tmp_path / "files").mkdir()
+    for name in ("a.txt", "b.txt", "b.cls"):
+        (tmp_path / "files" / name).write_text(name)
     return tmp_path
 
 
@@ -114,6 +118,7 @@ JOBS = {
     "htextract": ["in-@3.tar", "-f", "__key__,txt", "-o", "out.csv", "-F", "csv"],
     "htshuffle": ["in-@3.tar", "out-@4.tar", "--seed", "7", "--memory", "1GB"],
     "htsort": ["in-@3.tar", "out-@.tar", "-k", "__key__:desc", "--samples-per-shard", "4"],
+    "htupload": ["files", "out-@.tar", "--shuffle", "--seed", "3", "--fetch-timeout", "1.5s", "--include", "*.txt"],
 }
 
 
@@ -156,7 +161,7 @@ def test_flags_count_more_than_the_options_of_a_file() -> None:
     Path("job.json").write_text(json.dumps({"kind": "ShardShuffle", "spec": spec}))
     flags = ["--task-timeout", "9s", "--store-option", "b=3", "--memory", "1GB"]
     shown = yaml.safe_load(call("run", "--spec", "job.json", "--print-manifest", *flags).stdout)
-    wanted = {"taskTimeout": 9.0, "verifyUploads": "hash", "storeOptions": {"a": "1", "b": "3"}, "memory": 10**9}
+    wanted = {"taskTimeout": "9s", "verifyUploads": "hash", "storeOptions": {"a": "1", "b": "3"}, "memory": 10**9}
     assert shown["spec"]["options"] == wanted
 
 

@@ -51,13 +51,20 @@ def test_every_field_is_described_and_bounded(name: str) -> None:
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     for path, schema in schemas(spec):
         if path and not path.endswith("[]"):
-            last = path.rpartition(".")[2]
-            assert schema.get("description") or last in ("name", "key"), path
+            assert schema.get("description"), path
         if schema.get("type") == "string" and "enum" not in schema:
             assert "maxLength" in schema, path
         if schema.get("type") == "array":
             assert "maxItems" in schema, path
             assert "enum" not in schema, f"{path}: choices are of each item"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_description_speaks_of_a_command_line(name: str) -> None:
+    (version,) = all_crds()[name]["spec"]["versions"]
+    for path, schema in schemas(version["schema"]["openAPIV3Schema"]):
+        told = schema.get("description", "")
+        assert not re.search(r"(?<![\w<-])--?[a-z]|standard (in|out)put|commas|comma-|`-`", told), f"{path}: {told}"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,12 @@ import yaml
 from support.helm import EVERYTHING, rendered
 from support.kube import Kube
 
+from tarmill.cli import htextract, htmapper, htshuffle, htsort, htupload
+from tarmill.cli.arguments import plain_values
+from tarmill.cli.manifest import to_yaml
+from tarmill.spec import KINDS
+from tarmill.spec_file import write_spec_file
+
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,6 +66,26 @@ def test_the_server_knows_each_field_of_the_plain_manifests(space: Kube) -> None
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_server_takes_each_example(space: Kube, path: Path) -> None:
     check(space, list(yaml.safe_load_all(path.read_text())))
+
+
+def test_the_server_takes_what_each_command_prints(space: Kube, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def process_sample(record):\n    return record\n")
+    shared = ["--task-timeout", "1.5s", "--wait-for-workers", "5m", "--store-option", "s3.region=eu-west-1"]
+    lines = {
+        htmapper: ["-p", str(script), "--param", "n=010", "-f", "txt", "s3://b/in-@4.tar", "s3://b/mapped-@.tar.gz"],
+        htextract: ["-f", "__key__,json:a", "--top", "3", "-o", "s3://b/rows.jsonl", "s3://b/in-@4.tar"],
+        htshuffle: ["--seed", "7", "--memory", "1.5GiB", "s3://b/in-@4.tar", "s3://b/mixed-@.tar"],
+        htsort: ["-k", "cls:int", "--reduce", "count", "--index", "wids", "s3://b/in-@4.tar", "s3://b/sorted-@.tar"],
+        htupload: ["--fetch-timeout", "0.5s", "--shuffle", "--seed", "3", "s3://b/in/", "s3://b/up-@.tar"],
+    }
+    printed = []
+    for command, words in lines.items():
+        values = plain_values([*shared, *words], *command.COMMAND.kinds)
+        assert values
+        printed.append(yaml.safe_load(to_yaml(write_spec_file(*command.COMMAND.read(values)))))
+    assert len({item["kind"] for item in printed}) == len(KINDS)
+    check(space, printed)
 
 
 def test_an_index_is_one_of_a_few(space: Kube) -> None:
