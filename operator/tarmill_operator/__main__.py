@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -28,6 +29,8 @@ def main() -> int:
     except UsageError as error:
         print(f"tarmill_operator: {error}", file=sys.stderr)
         return 2
+    # what watches tell is trees of dicts without circles: looking for some each 700 objects costs more than it finds
+    gc.set_threshold(50_000, 20, 20)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(Process(config, connection).run())
