@@ -502,4 +502,5 @@ def test_files_of_gzip_give_what_streams_of_gzip_give(bodies: list[bytes], chang
     assume(data.startswith(b"\x1f\x8b\x08"))
     quick, careful = _outcome(tars.AtOffsets(data), size), _outcome(Pipe(data), size)
     assert quick[1] == careful[1]
-    assert quick[0] == careful[0] or (quick[1] and careful[0].startswith(quick[0]))
+    # of a damaged member more or less may come before its fault is found
+    assert quick[0] == careful[0] or (quick[1] and (careful[0].startswith(quick[0]) or quick[0].startswith(careful[0])))

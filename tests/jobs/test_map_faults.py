@@ -30,6 +30,11 @@ def workers_of(running: Running) -> list[int]:
     return [pid for pid in running.children() if b"process_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is a zombie, which nobody has reaped yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 # Asked to stop
 
 
@@ -87,8 +92,12 @@ def kill_worker(folder: Path, first: int, kills: int) -> None:
     job = Held(folder, first=first)
     with Running([*job.arguments, "-j", "2"], folder) as running:
         running.wait_until(lambda: job.is_held(min(2, job.shards - first)), "the shards were held")
-        for pid in workers_of(running)[:kills]:
+        os.kill(running.process.pid, signal.SIGSTOP)  # else it may give the shard to the one that is killed next
+        killed = workers_of(running)[:kills]
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: all(map(has_ended, killed)), what="the end of the workers")
+        os.kill(running.process.pid, signal.SIGCONT)
         job.release()
         assert running.wait() == 0, running.errors
     job.assert_complete()

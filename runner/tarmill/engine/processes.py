@@ -7,7 +7,6 @@ comes back.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -117,6 +116,8 @@ class _Job:
         self.watch = Watch.begin(start.index, time.monotonic())
         self.hung: TarmillError | None = None
         self.kill_at_s = 0.0
+        self.never_began = False
+        """Whether its worker was dead before the task came to it, so that the task is not to blame."""
 
 
 class _Run(Generic[T, R]):
@@ -162,8 +163,10 @@ class _Run(Generic[T, R]):
     def _start_task(self, start: Start) -> None:
         payload = pack(self.function, self.tasks[start.index])
         self.jobs[start.worker] = _Job(start)
-        with contextlib.suppress(OSError):  # it died while it waited: the next turn finds that out
+        try:
             self.engine._pool[start.worker].send_task(start.index, payload, is_traced=start.attempt > 1)
+        except OSError:  # it died while it waited: the next turn finds that out
+            self.jobs[start.worker].never_began = True
 
     def _turn(self) -> list[Outcome[T, R]]:
         """Wait until something happens, and return the outcomes that came of it."""
@@ -223,7 +226,7 @@ class _Run(Generic[T, R]):
         key = worker.last_traced_key()
         code = worker.destroy()
         job = self.jobs.pop(name, None)
-        given_up = self.dispatcher.leave(name)
+        given_up = self.dispatcher.leave(name, blame=job is None or not job.never_began)
         if name in self.starting:
             self.starting.discard(name)
             self.failed_starts += 1

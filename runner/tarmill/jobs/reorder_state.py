@@ -69,6 +69,7 @@ def begin(work: Reorder) -> None:
     if not work.out.is_open and (spec.exists == "fail" or (spec.exists == "resume" and not work.is_ours)):
         refuse_existing(work.out.expand(), job)
     work.sweep()
+    work.folder.sweep([pointer])
     if spec.exists == "overwrite":
         work.stale = shards_before(work.manifest)
     withdraw_index(work.manifest, work.out, job, spec.index if spec.exists == "resume" else ())
