@@ -14,8 +14,17 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 ABOUT = yaml.safe_load((CHART / "Chart.yaml").read_text())
 
 
-def test_the_chart_is_of_the_codes_version() -> None:
-    assert ABOUT["version"] == ABOUT["appVersion"] == tarmill.__version__
+def test_the_charts_are_of_the_codes_version() -> None:
+    [definitions] = ABOUT["dependencies"]
+    about = yaml.safe_load((CHART / "charts" / definitions["name"] / "Chart.yaml").read_text())
+    for version in (
+        ABOUT["version"],
+        ABOUT["appVersion"],
+        definitions["version"],
+        about["version"],
+        about["appVersion"],
+    ):
+        assert version == tarmill.__version__
 
 
 def test_each_image_of_the_chart_is_one_that_is_published() -> None:
