@@ -45,3 +45,5 @@ def test_the_chart_is_where_pages_and_manifests_look_for_it() -> None:
     argo = yaml.safe_load((ROOT / "deploy" / "argocd" / "operator.yaml").read_text())["spec"]["source"]
     assert f"oci://{argo['repoURL']}/{argo['chart']}" == f"{place}/tarmill"
     assert argo["targetRevision"] == ABOUT["version"]
+    guide = (ROOT / "docs" / "kubernetes" / "index.md").read_text()
+    assert f"FROM {VALUES['runnerImage']['repository']}:{tarmill.__version__}\n" in guide
