@@ -111,7 +111,7 @@ lint: $(VENV)/.test
 
 crds: $(VENV)/.test
 	$(BIN)/python -m tarmill_operator.crds crds
-	$(BIN)/python -m tarmill_operator.crds charts/tarmill/files/crds
+	$(BIN)/python -m tarmill_operator.crds charts/tarmill/charts/tarmill-crds/files/crds
 
 .PHONY: manifests
 manifests: $(VENV)/.test

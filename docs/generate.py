@@ -19,6 +19,7 @@ import click
 from tarmill.spec import KINDS
 from tarmill.spec_base import option_of
 from tarmill.values import fields
+from tarmill_operator.conditions import MEANINGS
 from tarmill_operator.reasons import CHAPTERS, REASONS
 
 DOCS = Path(__file__).parent
@@ -81,12 +82,22 @@ def generated(text: str) -> str:
 
 
 def reasons_page() -> str:
-    """Make the page that explains each reason in a resource's status."""
+    """Make the page that explains each condition and each reason in a resource's status."""
     lines = [
-        "# Reasons",
+        "# Conditions and reasons",
+        "",
+        "This page is made from `conditions.py` and `reasons.py` by `make docs`.",
+        "",
+        "## Conditions",
+        "",
+        "All are there from the first look at a resource, each `True` or `False`, as kstatus would have them.",
+        "",
+        "| condition | what it says when it is True |",
+        "| --- | --- |",
+        *(f"| `{name}` | {means} |" for name, means in MEANINGS.items()),
         "",
         "`status.reason`, `status.lastFailure.reason` and the `reason` of conditions and Events of a resource is one",
-        "of these words; `status.message` says what was found. This page is made from `reasons.py` by `make docs`.",
+        "of the words below; `status.message` says what was found.",
     ]
     for name, reason in REASONS.items():
         if name in CHAPTERS:

@@ -10,7 +10,17 @@ from typing import Any
 
 from tarmill_operator.times import to_text
 
-TYPES = ("Accepted", "Suspended", "Reconciling", "Stalled", "Ready", "Complete", "Failed")
+MEANINGS = {
+    "Accepted": "The spec can be carried out here. False: it is refused, and the reason says what to correct.",
+    "Suspended": "`run.suspend` is true.",
+    "Reconciling": "The operator is at it: the run waits, works or is tried again.",
+    "Stalled": "Nothing goes on until a person does something: the run has failed, or its spec is refused.",
+    "Ready": "The data set is complete.",
+    "Complete": "The same; what `kubectl wait --for=condition=Complete` waits for.",
+    "Failed": "The run has failed for good; another `run.runId` begins a new one.",
+}
+"""Type of a condition -> what it says when it is True."""
+TYPES = tuple(MEANINGS)
 TERMINAL = ("Succeeded", "Failed")
 REFUSALS = frozenset({"BackendMissing", "Forbidden", "InvalidSpec", "NameConflict"})
 

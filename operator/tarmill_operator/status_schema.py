@@ -40,7 +40,7 @@ _CONDITION = {
     "required": ["type", "status", "reason", "message", "lastTransitionTime"],
     "properties": {
         "type": _text("Name of the condition."),
-        "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+        "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds."},
         "reason": _text("Why, as one word of a closed list."),
         "message": _text("Why, for people."),
         "observedGeneration": _number("Generation of the spec that this was decided on."),
@@ -50,6 +50,7 @@ _CONDITION = {
 
 STATUS: Schema = {
     "type": "object",
+    "description": "How it goes, as the operator tells.",
     # A new resource would be "Current" to kstatus, and so to Flux and `kubectl wait`, if this were not there.
     "default": {"observedGeneration": -1},
     "properties": {
@@ -66,18 +67,20 @@ STATUS: Schema = {
         "retryTime": _time("When the next attempt begins."),
         "lastProgressTime": _time("When work was seen to go on last."),
         "suspendTime": _time("When the run was suspended."),
-        "activeSeconds": _number("Time of attempts that have ended, for activeDeadlineSeconds."),
+        "activeSeconds": _number("Seconds that attempts took which have ended; activeDeadlineSeconds goes by them."),
         "completionTime": _time("When the run ended."),
         "cleanedTime": _time("When the children of the ended run were removed."),
         "shards": _numbers("Tasks of the job.", total="All.", done="Finished.", failed="Failed for good."),
-        "shardsText": _text("Finished of all shards."),
-        "samples": _numbers("Samples.", read="Read.", written="Written.", dropped="Left out, for a counted reason."),
-        "bytes": _numbers("Bytes.", read="Read.", written="Written.", total="To be read."),
+        "shardsText": _text("Finished of all shards, as in 3/10."),
+        "samples": _numbers(
+            "How many samples there were.", read="Read.", written="Written.", dropped="Left out, for a counted reason."
+        ),
+        "bytes": _numbers("How many bytes there were.", read="Read.", written="Written.", total="To be read."),
         "percent": _number("How much is done."),
         "etaSeconds": _number("Seconds until it is done, as far as can be told."),
-        "eta": _text("The same, for people."),
+        "eta": _text("Time until it is done, for people, as in 2m10s."),
         "workers": _numbers("Worker pods.", desired="Asked for.", ready="At work."),
-        "workersText": _text("Ready of all workers."),
+        "workersText": _text("Ready of all workers, as in 2/2."),
         "restarts": _numbers(
             "Attempts that ended early.", counted="By failures.", uncounted="By disruptions, which cost no retry."
         ),
@@ -112,6 +115,7 @@ STATUS: Schema = {
         "report": _text("URL of the whole report."),
         "conditions": {
             "type": "array",
+            "description": "How it goes, as kubectl wait, Argo CD and Flux ask: Ready, Complete, Failed, ...",
             "items": _CONDITION,
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["type"],

@@ -186,7 +186,7 @@ class MapSpec(ReadSpec):
         False,
         identity=True,
         help="With -f: pass the other fields through, as they are.",
-        file_help="With fields: pass the other ones through, as they are.",
+        file_help="Beside these fields, pass the others through as they are.",
     )
     limit: int = option(0, identity=True, metavar="N", help="Only the first N samples of each shard; 0 for all.")
     level: int = _level()
@@ -328,7 +328,7 @@ class SortSpec(ReorderSpec):
         identity=True,
         metavar="KEY",
         help="Reduce samples that agree in this key; -k then orders the samples of each group. By default -k itself.",
-        file_help="Reduce samples that agree in this key; keys then orders the samples of each group. By default keys.",
+        file_help="Reduce samples that agree in this key; `keys` then orders those of each group. By default `keys`.",
     )
     reduce: str = option(
         "",
@@ -343,8 +343,8 @@ class SortSpec(ReorderSpec):
         choices=("inner", "outer", "left"),
         help="With --reduce merge: which keys to keep: those in all parts of IN (`a-@4.tar::b-@2.tar` has two), in "
         "any, or in the first.",
-        file_help="With reduce: merge, which keys to keep: those in all parts of input (`a-@4.tar::b-@2.tar` has two), "
-        "in any, or in the first.",
+        file_help="With `reduce: merge`: which keys to keep: those in all parts of input (`a-@4.tar::b-@2.tar` has "
+        "two), in any, or in the first.",
     )
     same_field: str = option(
         "error",
@@ -352,7 +352,7 @@ class SortSpec(ReorderSpec):
         choices=("error", "first", "last", "rename"),
         help="With --reduce merge: a field that two samples of a key have: an error, that of the first or last part, "
         "or all, the others under new names.",
-        file_help="With reduce: merge, a field that two samples of a key have: an error, that of the first or last "
+        file_help="With `reduce: merge`: a field that two samples of a key have: an error, that of the first or last "
         "part, or all, the others under new names.",
     )
     dedup_by: str = option(
@@ -360,7 +360,7 @@ class SortSpec(ReorderSpec):
         identity=True,
         choices=("key", "content"),
         help="With --reduce dedup: keep one sample of each key, or of each key one of each content.",
-        file_help="With reduce: dedup, keep one sample of each key, or of each key one of each content.",
+        file_help="With `reduce: dedup`: keep one sample of each key, or of each key one of each content.",
     )
     reduce_script: str = option(
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import yaml
 from support.helm import CHART, EVERYTHING, NAMESPACED, ROOT, helm, needs_helm, one, rendered
 from support.pods import assert_restricted
 
+from tarmill.spec import KINDS
 from tarmill_operator.children import Children
 from tarmill_operator.config import from_environment
+from tarmill_operator.crds import spec_schema
 from tarmill_operator.model import Settings
 
 pytestmark = needs_helm
+CRD_CHART = CHART / "charts" / "tarmill-crds"
 
 
 def pod_specs(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -29,20 +33,26 @@ def pod_specs(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING, NAMESPACED], ids=["defaults", "everything", "namespaced"])
 def test_lint_finds_nothing(tmp_path: Path, values: dict[str, Any]) -> None:
-    done = helm(tmp_path, values, "lint", "--strict", str(CHART))
+    done = helm(tmp_path, values, "lint", "--strict", "--with-subcharts", str(CHART))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_its_definitions_are_those_of_the_repository_and_stay_when_it_goes(tmp_path: Path) -> None:
     for path in (ROOT / "crds").iterdir():
-        assert (CHART / "files" / "crds" / path.name).read_text() == path.read_text(), "make crds"
+        assert (CRD_CHART / "files" / "crds" / path.name).read_text() == path.read_text(), "make crds"
     crds = [item for item in rendered(tmp_path, {}) if item["kind"] == "CustomResourceDefinition"]
     for crd in crds:
-        assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        keep = {"helm.sh/resource-policy": "keep", "argocd.argoproj.io/sync-options": "Prune=false"}
+        assert crd["metadata"].pop("annotations") == keep
         assert crd == yaml.safe_load((ROOT / "crds" / f"tarmill.dev_{crd['spec']['names']['plural']}.yaml").read_text())
     assert len(crds) == len(list((ROOT / "crds").iterdir()))
     assert not [
         item for item in rendered(tmp_path, {"crds": {"install": False}}) if item["kind"] == "CustomResourceDefinition"
+    ]
+    alone = helm(tmp_path, {}, "template", "definitions", str(CRD_CHART))
+    assert alone.returncode == 0, alone.stderr
+    assert [item for item in yaml.load_all(alone.stdout, yaml.CSafeLoader) if item] == [
+        item for item in rendered(tmp_path, {}) if item["kind"] == "CustomResourceDefinition"
     ]
 
 
@@ -126,6 +136,30 @@ def test_runners_are_found_by_the_labels_and_the_port_that_they_have(tmp_path: P
     assert [endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]] == [ports[0]] == ["status"]
     namespaced = one(rendered(tmp_path, {**EVERYTHING, **NAMESPACED}), "PodMonitor", "mill-runners")
     assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["one", "two"]}
+
+
+def notes(folder: Path, values: dict[str, Any]) -> str:
+    """What `helm install` prints in the end; helm shows it only where there is a cluster, hence the detour."""
+    chart = folder / "chart"
+    shutil.copytree(CHART, chart)
+    (chart / "templates" / "NOTES.txt").rename(chart / "templates" / "notes.yaml")
+    return helm(folder, values, "template", "mill", str(chart), "--debug", "-s", "templates/notes.yaml").stdout
+
+
+@pytest.mark.parametrize(("values", "told"), [
+    ({}, ["all namespaces", "s3://bucket/out-@.tar", "kubectl create secret generic aws", "kubectl get shards"]),
+    (EVERYTHING, ["http://mill-store.system.svc.cluster.local/out-@.tar", "secret generic store"]),
+    ({**NAMESPACED, "crds": {"install": False}}, ["kubectl --namespace one apply", "the chart tarmill-crds"]),
+], ids=["defaults", "everything", "namespaced"])  # fmt: skip
+def test_the_notes_show_a_job_that_would_be_looked_after(
+    tmp_path: Path, values: dict[str, Any], told: list[str]
+) -> None:
+    text = notes(tmp_path, values)
+    assert [words for words in told if words not in text] == []
+    job = yaml.safe_load(text.partition("<<'END'\n")[2].partition("\nEND\n")[0])
+    assert job["spec"].keys() <= spec_schema(KINDS[0])["properties"].keys()
+    [source] = job["spec"]["runner"]["envFrom"]
+    assert f"secret generic {source['secretRef']['name']} " in text
 
 
 @pytest.mark.parametrize(("values", "words"), [

@@ -14,8 +14,17 @@ VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 ABOUT = yaml.safe_load((CHART / "Chart.yaml").read_text())
 
 
-def test_the_chart_is_of_the_codes_version() -> None:
-    assert ABOUT["version"] == ABOUT["appVersion"] == tarmill.__version__
+def test_the_charts_are_of_the_codes_version() -> None:
+    [definitions] = ABOUT["dependencies"]
+    about = yaml.safe_load((CHART / "charts" / definitions["name"] / "Chart.yaml").read_text())
+    for version in (
+        ABOUT["version"],
+        ABOUT["appVersion"],
+        definitions["version"],
+        about["version"],
+        about["appVersion"],
+    ):
+        assert version == tarmill.__version__
 
 
 def test_each_image_of_the_chart_is_one_that_is_published() -> None:
@@ -36,3 +45,5 @@ def test_the_chart_is_where_pages_and_manifests_look_for_it() -> None:
     argo = yaml.safe_load((ROOT / "deploy" / "argocd" / "operator.yaml").read_text())["spec"]["source"]
     assert f"oci://{argo['repoURL']}/{argo['chart']}" == f"{place}/tarmill"
     assert argo["targetRevision"] == ABOUT["version"]
+    guide = (ROOT / "docs" / "kubernetes" / "index.md").read_text()
+    assert f"FROM {VALUES['runnerImage']['repository']}:{tarmill.__version__}\n" in guide

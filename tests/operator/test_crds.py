@@ -48,10 +48,11 @@ def schemas(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_is_described_and_bounded(name: str) -> None:
     (version,) = all_crds()[name]["spec"]["versions"]
-    spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    for path, schema in schemas(spec):
-        if path and not path.endswith("[]"):
+    spec, status = (version["schema"]["openAPIV3Schema"]["properties"][part] for part in ("spec", "status"))
+    for path, schema in (*schemas(spec), *schemas(status)):
+        if not path.endswith("[]"):
             assert schema.get("description"), path
+    for path, schema in schemas(spec):
         if schema.get("type") == "string" and "enum" not in schema:
             assert "maxLength" in schema, path
         if schema.get("type") == "array":

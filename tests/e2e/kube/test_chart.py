@@ -21,7 +21,7 @@ def test_helm_test_passes_and_the_notes_tell_the_next_step(system: System) -> No
     notes = system.home.helm("get", "notes", RELEASE)
     assert f"helm test {RELEASE} --namespace {system.home.space}" in notes
     assert f"{system.url}/" in notes
-    example = notes.partition("<<'END'\n")[2].partition("  END\n")[0]
+    example = notes.partition("<<'END'\n")[2].partition("\nEND\n")[0]
     assert f"output: {system.url}/out-@.tar" in example
     system.home.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", input=example)
 

@@ -187,6 +187,9 @@ def test_another_manager_and_another_apply_change_nothing(space: Kube) -> None:
 
 def test_explain_and_get_read_well(space: Kube) -> None:
     assert "bad sample or shard" in space.kubectl("explain", "shardmap.spec.onError")
+    for kind in KINDS:
+        for part in ("", ".spec", ".spec.options", ".spec.run", ".status"):
+            assert "<no description>" not in space.kubectl("explain", f"{kind.name.lower()}{part}"), part
     space.apply(shard_map("shown"))
     head = space.kubectl("get", "shards", "-o", "wide").splitlines()[0].split()
     assert head == ["NAME", "PHASE", "SHARDS", "FAILED", "WORKERS", "ETA", "AGE", "REASON", "ATTEMPT", "OUTPUT"]
