@@ -61,9 +61,15 @@ class Attempt:
         self._job = observed.child(self._job_ref.kind, self._job_ref.name)
         pods = pods_of(observed, RUNNER, self._run, self._number)
         self._pod = pods[-1] if pods else None
-        gone = replace(observed, pods=(observed.gone_runner,) if observed.gone_runner else ())
-        self._last_seen = next(iter([*pods[-1:], *pods_of(gone, RUNNER, self._run, self._number)]), None)
+        self._last_seen = self._pod or self._gone_runner()
         self._workers = pods_of(observed, WORKER, self._run)
+
+    def _gone_runner(self) -> Resource | None:
+        """Give this attempt's pod as it was when it was removed."""
+        if self._observed.gone_runner is None:
+            return None
+        gone = replace(self._observed, pods=(self._observed.gone_runner,))
+        return next(iter(pods_of(gone, RUNNER, self._run, self._number)), None)
 
     def wanted(self) -> list[Resource]:
         """Give what is to be applied, in order: what is missing, and what follows the spec while it runs."""

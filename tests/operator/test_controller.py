@@ -212,14 +212,17 @@ def test_what_a_worker_had_in_hand_when_it_was_stopped_is_looked_at_again() -> N
     (uid,) = world.cache.uids()
     queue = world.controller._queue
 
+    begun = asyncio.Event()
+
     async def hang(resource: Any) -> Any:
+        begun.set()
         await asyncio.Event().wait()
 
     async def story() -> None:
         world.api.put_status = hang  # type: ignore[method-assign]
         queue.add(uid)
         working = asyncio.create_task(world.controller.work(await queue.take()))
-        await asyncio.sleep(1)
+        await begun.wait()
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
         async with asyncio.timeout(1):
