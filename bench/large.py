@@ -332,9 +332,7 @@ def write_page(page: Path, told: dict[str, Any]) -> None:
     picture.write_text(line_plot([line for line in lines if line.points], "GB of samples", "CPU us per sample"))
     table = report.markdown(HEADER, lines_of(told["rows"]), 1)
     text = f"{about(told)}\n\n![CPU time per sample against size]({picture.name})\n\n{table}"
-    before, _, rest = page.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+    report.put_between(page, START, END, text)
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Measure the operator: `make bench-operator`; needs root and the node of the tests.
+"""Measure the operator: `make bench-operator`; needs root, and the folder tests/ on PYTHONPATH, for its node.
 
 A thousand resources on a real control plane whose pods are simulated, and then, on a real node, how long a job takes
 from `kubectl apply` to its first sample.
@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import report
-from cluster.scale import Measured, address_of, control_plane, measure
+from cluster.scale import Measured, control_plane, measure
 from cluster.starts import Start, measure_starts
+from support import kube_clusters
 
-NUMBER = 9
-"""Of the node: test runs take theirs from 1 up."""
 START, END = "<!-- figures: written by bench/operator_bench.py -->", "<!-- end of figures -->"
 Line = tuple[str, ...]
 
@@ -117,13 +116,6 @@ def as_text(figures: dict[str, Any], *, page: bool) -> str:
     return "\n\n".join(parts)
 
 
-def write_page(path: Path, text: str) -> None:
-    """Put the figures into a page, between its marks."""
-    before, _, rest = path.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
-
-
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -137,8 +129,11 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run it; the exit code is 1 when not all resources have succeeded."""
+    """Run it; the exit code is 1 when not all resources have succeeded, 2 when it cannot be run here."""
     options = arguments()
+    if lacking := kube_clusters.lacking():
+        print(f"no node: {lacking}", file=sys.stderr)
+        return 2
     figures: dict[str, Any] = {}
     if options.json and options.json.exists():
         figures = json.loads(options.json.read_text())
@@ -150,8 +145,8 @@ def main() -> int:
     if options.count:
         with tempfile.TemporaryDirectory(prefix="tarmill-bench-") as name:
             folder = Path(name)
-            with control_plane(NUMBER, folder) as kubeconfig:
-                job = measure(kubeconfig, folder, address_of(NUMBER), options.count, options.per_second, options.run)
+            with control_plane(folder) as node:
+                job = measure(node, folder, options.count, options.per_second, options.run)
                 figures["scale"] = figures_of(asyncio.run(job), options.per_second, options.run)
     if options.starts:
         figures["starts"] = [start.to_dict() for start in measure_starts(options.starts)]
@@ -160,7 +155,7 @@ def main() -> int:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(as_text(figures, page=False))
     if options.write:
-        write_page(options.write, as_text(figures, page=True))
+        report.put_between(options.write, START, END, as_text(figures, page=True))
     scale = figures.get("scale")
     return 1 if scale and (scale["succeeded"] < scale["resources"] or scale["left"]) else 0
 

@@ -104,16 +104,20 @@ def as_markdown(figures: Mapping[str, Any]) -> str:
     return "\n\n".join([about(figures), markdown(BAR_HEADER, bars, 1), markdown(ROW_HEADER, rows, 3)])
 
 
+def put_between(page: Path, start: str, end: str, text: str) -> None:
+    """Put text into a page between two marks, in place of what is there."""
+    before, _, rest = page.read_text().partition(start)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}")
+
+
 def main(arguments: list[str]) -> None:
     """Print the table, or put it into a page between its marks."""
     figures = json.loads(Path(arguments[0]).read_text())
     if "--write" not in arguments:
         print(as_text(figures))
         return
-    page = Path(arguments[arguments.index("--write") + 1])
-    before, _, rest = page.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{START}\n\n{as_markdown(figures)}\n\n{END}{after}")
+    put_between(Path(arguments[arguments.index("--write") + 1]), START, END, as_markdown(figures))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from typing import Any
 from aiohttp import web
 
 from cluster.client import MERGE, ApiError, Client, Object
+from tarmill_operator.names import ROLE_LABEL, RUNNER, STATUS_PORT
 
 NAME = "simulated"
-STATUS_PORT = 8788
 START_S, STOP_S = 1.0, 0.3
 HEARTBEAT_S = 8.0
 SHARDS = 10
@@ -105,7 +105,7 @@ class SimulatedNode:
         await asyncio.sleep(START_S)
         started = _now()
         await self._tell(pod, "Running", {"running": {"startedAt": started}}, ready="True")
-        if pod["metadata"].get("labels", {}).get("tarmill.dev/role") != "runner":
+        if pod["metadata"].get("labels", {}).get(ROLE_LABEL) != RUNNER:
             return
         await asyncio.sleep(self._run_s)
         ended = {

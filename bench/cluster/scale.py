@@ -15,18 +15,22 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
+from support.kube import Kube
+from support.kube_clusters import NodeCluster, own_node
 
 from cluster.client import USER_AGENT, Client, Object
 from cluster.kubelet import SimulatedNode
+from tarmill.spec import API_VERSION
+from tarmill_operator.conditions import TERMINAL
+from tarmill_operator.names import GROUP, NAME_LABEL, UID_LABEL, plural
 
 ROOT = Path(__file__).parents[2]
-NODE = ROOT / "tests" / "e2e" / "node" / "node"
-GROUP = "tarmill.dev"
 SPACE = "jobs"
 IDLE_S = 30.0
 END_S = 600.0
@@ -89,8 +93,8 @@ class Measured:
 
 
 @contextmanager
-def control_plane(number: int, folder: Path) -> Iterator[Path]:
-    """Boot the node with an audit log in `folder`, and take its own kubelet out of the game; its kubeconfig."""
+def control_plane(folder: Path) -> Iterator[NodeCluster]:
+    """Boot a node with the definitions and an audit log in `folder`, and take its own kubelet out of the game."""
     policy = folder / "policy.yaml"
     # of the jobs' namespace and the operator's user alone: the log is begun anew at 100 MB
     writes = {"verbs": ["create", "update", "patch", "delete"], "users": ["admin"], "namespaces": [SPACE]}
@@ -101,28 +105,13 @@ def control_plane(number: int, folder: Path) -> Iterator[Path]:
         )
     )
     flags = f"--audit-policy-file={policy} --audit-log-path={folder / 'audit.log'}"
-    environment = {**os.environ, "NODE_ID": str(number), "NODE_ARGS_APISERVER": flags}
-    _node("down", environment)
-    try:
-        kubeconfig = Path(_node("up", environment).strip())
-        kubectl = [str(Path.home() / ".cache" / "tarmill-node" / "bin" / "kubectl"), "--kubeconfig", str(kubeconfig)]
-        for arguments in (
-            ["cordon", "node"],
-            ["apply", "--server-side", "-f", str(ROOT / "crds")],
-            ["wait", "--for=condition=Established", "-f", str(ROOT / "crds"), "--timeout=60s"],
-            ["create", "namespace", SPACE],
-        ):
-            subprocess.run([*kubectl, *arguments], check=True, capture_output=True, stdin=subprocess.DEVNULL)
-        yield kubeconfig
-    finally:
-        _node("down", environment)
-
-
-def _node(command: str, environment: Mapping[str, str]) -> str:
-    done = subprocess.run([NODE, command], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        raise RuntimeError(f"node {command}:\n{done.stderr[-4000:]}")
-    return done.stdout
+    with own_node(NODE_ARGS_APISERVER=flags) as node:
+        kube = Kube(node)
+        kube.kubectl("cordon", "node")
+        kube.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))
+        kube.kubectl("wait", "--for=condition=Established", "-f", str(ROOT / "crds"), "--timeout=50s")
+        kube.kubectl("create", "namespace", SPACE)
+        yield node
 
 
 @contextmanager
@@ -174,7 +163,7 @@ def resource(number: int) -> Object:
     filled = {key: value.replace("{name}", name) if isinstance(value, str) else value for key, value in spec.items()}
     filled["workers"] = {"replicas": 2 if number % 4 == 3 else 0}
     metadata = {"name": name, "namespace": SPACE}
-    return {"apiVersion": f"{GROUP}/v1alpha1", "kind": kind, "metadata": metadata, "spec": filled}
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": filled}
 
 
 class Run:
@@ -196,18 +185,17 @@ class Run:
             body = resource(number)
             name = body["metadata"]["name"]
             self.stories[name] = Story(loop.time())
-            plural = body["kind"].lower() + ("es" if body["kind"].endswith("s") else "s")
-            await self._client.call("POST", f"/apis/{GROUP}/v1alpha1/namespaces/{SPACE}/{plural}", body)
+            await self._client.call("POST", f"/apis/{API_VERSION}/namespaces/{SPACE}/{plural(body['kind'])}", body)
 
     async def wait(self) -> None:
         """Wait until every resource has come to its end."""
         async with asyncio.timeout(self._count / self._per_second + END_S):
             await self._over.wait()
 
-    async def follow_resources(self, plural: str) -> None:
-        """Take note of every status that is written."""
+    async def follow_resources(self, kind: str) -> None:
+        """Take note of every status that is written to resources of a kind."""
         loop = asyncio.get_running_loop()
-        async for _, item in self._client.watch(f"/apis/{GROUP}/v1alpha1/{plural}"):
+        async for _, item in self._client.watch(f"/apis/{API_VERSION}/{plural(kind)}"):
             story = self.stories.get(item["metadata"]["name"])
             if story is None:
                 continue
@@ -219,7 +207,7 @@ class Run:
             story.status_writes += 1
             story.progress_writes += is_progress(story.status, status)
             story.status, story.phase = status, status["phase"]
-            if story.phase in ("Succeeded", "Failed"):
+            if story.phase in TERMINAL:
                 story.ended_s = loop.time()
                 ended = sum(1 for one in self.stories.values() if one.ended_s is not None)
                 if ended == self._count:
@@ -229,7 +217,7 @@ class Run:
         """Take note of the first Job of each resource."""
         loop = asyncio.get_running_loop()
         async for _, job in self._client.watch("/apis/batch/v1/jobs"):
-            name = job["metadata"].get("labels", {}).get("tarmill.dev/name", "")
+            name = job["metadata"].get("labels", {}).get(NAME_LABEL, "")
             story = self.stories.get(name)
             if story is not None and story.first_job_s is None:
                 story.first_job_s = loop.time()
@@ -241,16 +229,21 @@ def is_progress(before: Object, after: Object) -> bool:
     return bool(before) and changed <= _PROGRESS
 
 
-async def measure(
-    kubeconfig: Path, folder: Path, address: str, count: int, per_second: float, run_s: float
-) -> Measured:
-    """Run it all once."""
+async def measure(node: NodeCluster, folder: Path, count: int, per_second: float, run_s: float) -> Measured:
+    """Run it all once.
+
+    Args:
+        node: of `control_plane`.
+        folder: takes the operator's log; the audit log is there.
+        count, per_second: resources, and how fast they are made.
+        run_s: how long a runner takes.
+    """
     loop = asyncio.get_running_loop()
-    async with Client(kubeconfig) as client:
-        with operator(kubeconfig, folder / "operator.log") as process:
+    async with Client(node.kubeconfig) as client:
+        with operator(node.kubeconfig, folder / "operator.log") as process:
             run = Run(client, count, per_second)
-            background = [SimulatedNode(client, address, run_s).run(), run.follow_jobs()]
-            background += [run.follow_resources(f"{kind.lower()}s") for kind in _SPECS]
+            background = [SimulatedNode(client, node.host_address, run_s).run(), run.follow_jobs()]
+            background += [run.follow_resources(kind) for kind in _SPECS]
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one) for one in background]
                 await _ready(folder / "operator.log", process)
@@ -300,8 +293,7 @@ async def _left(client: Client) -> list[str]:
     """Name what should have been removed."""
     found = {}
     for kind, api in _CHILDREN.items():
-        plural = "networkpolicies" if kind == "NetworkPolicy" else f"{kind.lower()}s"
-        listed = await client.call("GET", f"{api}/namespaces/{SPACE}/{plural}?labelSelector=tarmill.dev%2Fuid")
+        listed = await client.call("GET", f"{api}/namespaces/{SPACE}/{plural(kind)}?labelSelector={quote(UID_LABEL)}")
         found[kind] = listed["items"]
     return too_many(found)
 
@@ -315,7 +307,7 @@ def too_many(found: Mapping[str, list[Object]]) -> list[str]:
     left, records = [], set()
     for kind, items in found.items():
         for item in items:
-            record = kind, item["metadata"]["labels"]["tarmill.dev/uid"]
+            record = kind, item["metadata"]["labels"][UID_LABEL]
             if kind not in _RECORDS or record in records or not _has_ended(kind, item):
                 left.append(f"{kind} {item['metadata']['name']}")
             records.add(record)
@@ -332,7 +324,7 @@ def _has_ended(kind: str, item: Object) -> bool:
 def writes_in(audit: Path) -> Counter[str]:
     """Count the operator's writes, by what was written; those that were refused too."""
     counts: Counter[str] = Counter()
-    with suppress(FileNotFoundError), audit.open() as lines:
+    with audit.open() as lines:
         for line in lines:
             event = json.loads(line)
             agent, what = event.get("userAgent", ""), event.get("objectRef", {})
@@ -348,8 +340,3 @@ def writes_in(audit: Path) -> Counter[str]:
 def is_operator(agent: str) -> bool:
     """Tell the operator's calls from those of Kubernetes itself and from ours."""
     return agent != USER_AGENT and not agent.startswith(("kube", "kubectl", "Go-http"))
-
-
-def address_of(number: int) -> str:
-    """Give this machine's address in the node's own network."""
-    return f"10.231.{number}.1"

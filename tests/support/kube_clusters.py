@@ -63,17 +63,17 @@ class KindCluster:
 class NodeCluster:
     """The node of tests/e2e/node; the only one whose parts can be stopped."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, **more: str) -> None:
         # Which kinds there are kubectl remembers by the server's address: of this boot, not of one before.
         cache = NODE_CACHE / f"run-{number}" / "kubectl"
-        self.environment: Mapping[str, str] = {"NODE_ID": str(number), "KUBECACHEDIR": str(cache)}
+        self.environment: Mapping[str, str] = {"NODE_ID": str(number), "KUBECACHEDIR": str(cache), **more}
+        self.host_address = f"10.231.{number}.1"  # of this machine, as the node sees it
         self.kubectl = str(NODE_CACHE / "bin" / "kubectl")
 
     def boot(self) -> None:
-        """Remove what a test run before may have left, boot, and enforce NetworkPolicy."""
+        """Remove what a test run before may have left, and boot."""
         self.command("down")
         self.kubeconfig = Path(self.command("up").strip())
-        self.command("start", "netpol")
 
     def command(self, *arguments: str) -> str:
         return run(str(NODE), *arguments, environment=self.environment)
@@ -106,7 +106,7 @@ def lacking() -> str:
 
 def booted() -> AbstractContextManager[Cluster]:
     """The chosen cluster, up for as long as the context lasts."""
-    return {"current": _current, "kind": _kind, "node": _node}[choose()]()
+    return {"current": _current, "kind": _kind, "node": _enforcing_node}[choose()]()
 
 
 @contextmanager
@@ -127,9 +127,17 @@ def _kind() -> Iterator[Cluster]:
 
 
 @contextmanager
-def _node() -> Iterator[Cluster]:
+def _enforcing_node() -> Iterator[Cluster]:
+    with own_node() as node:
+        node.command("start", "netpol")
+        yield node
+
+
+@contextmanager
+def own_node(**environment: str) -> Iterator[NodeCluster]:
+    """A node that nobody else uses, without NetworkPolicy; `environment` as tests/e2e/node/node takes it."""
     with _own_number() as (number, lock):
-        node = NodeCluster(number)
+        node = NodeCluster(number, **environment)
         # When pytest is killed its lock goes with it: then this process has its turn, and takes the node down.
         subprocess.Popen(
             ["flock", lock.name, NODE, "down"],

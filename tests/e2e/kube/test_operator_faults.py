@@ -46,6 +46,7 @@ def lose_the_api_server(system: System, space: Kube) -> None:
 
 
 def lose_the_api_server_for_a_minute(system: System, space: Kube) -> None:
+    """An outage that lasts: its length is the fault, and there is nobody to ask meanwhile."""
     with system.home.without("apiserver"):
         time.sleep(60)
 
