@@ -355,19 +355,6 @@ def test_a_driver_may_be_killed_at_any_moment(tmp_path: Path, moments: Any, plan
 
 
 @pytest.mark.real
-def test_what_a_kill_left_of_the_note_that_a_job_has_begun_is_swept(tmp_path: Path, moments: Any) -> None:
-    count, expected = moments("htshuffle", "local")
-    put_shards(tmp_path, 4, 10, 2000)
-    doomed("htshuffle", job_of("htshuffle", "local"), tmp_path, count // 2)
-    [note] = (tmp_path / "_tarmill").glob("unfinished-*")
-    note.with_name(f".{note.name}.{note.read_text()}.0123456789abcdef.tmp").write_text("half")
-    done = command(job_of("htshuffle", "local"), tmp_path, tool="htshuffle")
-    assert done.returncode == 0, done.stderr.decode()
-    assert bytes_of(tmp_path) == expected
-    assert leftovers(tmp_path) == []
-
-
-@pytest.mark.real
 @every_plan
 def test_a_kill_between_the_manifest_and_the_end_leaves_no_scratch_for_ever(tmp_path: Path, plan: str) -> None:
     put_shards(tmp_path, 4, 10)
@@ -442,6 +429,18 @@ def test_a_killed_worker_costs_nothing_but_its_task_again(tmp_path: Path, plan: 
         (tmp_path / "gate").touch()
         assert running.wait() == 0, running.errors
     job.assert_complete()
+
+
+@pytest.mark.real
+def test_what_a_kill_left_of_the_note_that_a_job_has_begun_is_swept(tmp_path: Path) -> None:
+    job = Held(tmp_path, "local", 1)
+    with Running(job.arguments, tmp_path, tool="htsort") as running:
+        running.wait_until(job.is_held, "the reduce was held")
+        running.process.kill()
+        running.process.wait()
+    [note] = (tmp_path / "_tarmill").glob("unfinished-*")
+    note.with_name(f".{note.name}.{note.read_text()}.0123456789abcdef.tmp").write_text("half")
+    job.assert_completes()
 
 
 @pytest.mark.real
