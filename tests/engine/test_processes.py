@@ -15,6 +15,8 @@ from support.enginetasks import Job, perform, return_function, started, starts
 from support.waiting import wait_for
 
 from tarmill.engine.base import Progress
+from tarmill.engine.dispatch import MAX_DEATHS_ALONE
+from tarmill.engine.process_handle import WorkerProcess
 from tarmill.engine.processes import ProcessEngine, process_engine
 from tarmill.errors import FormatError, TarmillError, TaskTimeout, WorkerDied
 
@@ -66,6 +68,24 @@ def test_prepared_workers_that_die_before_they_have_a_task_are_replaced_and_no_t
         assert len(engine._pool) == 2
         outcomes = by_index(engine.run(perform, [Job(index) for index in range(4)]))
     assert [outcome.attempts for outcome in outcomes.values()] == [1] * 4
+
+
+def test_a_task_is_not_blamed_for_workers_that_were_dead_before_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    victims: list[int] = []
+    send = WorkerProcess.send_task
+
+    def send_late(worker: WorkerProcess, index: int, payload: bytes, *, is_traced: bool) -> None:
+        if len(victims) < MAX_DEATHS_ALONE + 1:
+            victims.append(worker.pid)
+            os.kill(worker.pid, signal.SIGKILL)
+            wait_for(worker.has_ended, what="the end of a worker")
+        send(worker, index, payload, is_traced=is_traced)
+
+    monkeypatch.setattr(WorkerProcess, "send_task", send_late)
+    with process_engine(1) as engine:
+        [outcome] = engine.run(perform, [Job(3)])
+    assert outcome.result == 9
+    assert len(set(victims)) == MAX_DEATHS_ALONE + 1
 
 
 def test_no_task_needs_no_process() -> None:
