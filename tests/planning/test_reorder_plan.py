@@ -53,6 +53,22 @@ def test_a_plan_is_chosen_by_sizes(facts: dict[str, Any], kind: str) -> None:
     assert plan.why
 
 
+@pytest.mark.parametrize(
+    ("asked", "facts", "maps"),
+    [
+        ("local", {"input_bytes": 4 * GB}, True),
+        ("local", {"input_bytes": 4 * GB + 1}, False),
+        ("local", {"input_bytes": GB, "cluster": True}, False),
+        ("external", {}, True),
+        ("external", {"cluster": True}, False),
+    ],
+)
+def test_files_are_mapped_where_there_is_room_for_what_is_used_of_them(
+    asked: str, facts: dict[str, Any], maps: bool
+) -> None:
+    assert choose_plan(asked, replace(USUAL, **facts)).maps is maps
+
+
 @pytest.mark.parametrize("asked", ["local", "memory", "external"])
 def test_a_plan_that_is_asked_for_is_made(asked: str) -> None:
     plan = choose_plan(asked, USUAL)

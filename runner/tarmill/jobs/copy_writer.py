@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128, xxh3_128_intdigest
 
 from tarmill.engine.meter import current
-from tarmill.errors import SampleError
+from tarmill.errors import MappedReadError, SampleError
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.keys import key_function
 from tarmill.formats.range_hash import HashSum, hashes_of
@@ -29,6 +30,8 @@ from tarmill.values import valueclass
 
 _CHUNK_BYTES = 512 << 10  # less costs calls, more leaves the cache before it is written
 _CHUNK_ROWS = 512
+_MAPPED_BYTES = 32 << 10
+"""Samples above this, on average, gain nothing by being mapped, since what is written is read back."""
 _ROWS = 16 << 10
 
 
@@ -122,6 +125,7 @@ class CopyWriter:
         self.split = key_function(job.spec.key_function)
         self.names = ShardNames()
         self.output = output_of(job, url)
+        self.block: memoryview | None = None
 
     def __enter__(self) -> CopyWriter:
         return self
@@ -148,10 +152,11 @@ class CopyWriter:
         meter, output = self.meter, self.output
         for chunk in picks.chunks():
             if isinstance(chunk, Chunk):
-                pieces = sources.read_runs(*chunk) if picks.in_runs else sources.read(*chunk)
-                self.proof.add(hashes_of(pieces))
-                output.copy(len(pieces), pieces)
-                meter.samples += len(pieces)
+                if not self._copy_mapped(sources, chunk):
+                    pieces = sources.read_runs(*chunk) if picks.in_runs else sources.read(*chunk)
+                    self.proof.add(hashes_of(pieces))
+                    output.copy(len(pieces), pieces)
+                meter.samples += len(chunk.lengths)
                 meter.read_bytes += sum(chunk.lengths)
             else:
                 whole = xxh3_128()
@@ -162,6 +167,25 @@ class CopyWriter:
                 output.copied += 1
                 meter.samples += 1
                 meter.read_bytes += chunk[2]
+
+    def _copy_mapped(self, sources: SpanSources, chunk: Chunk) -> bool:
+        """Have the kernel copy samples out of mapped files, and hash what it wrote; False where that cannot be."""
+        small = sum(chunk.lengths) <= _MAPPED_BYTES * len(chunk.lengths)
+        pieces = sources.mapped(*chunk) if small else None
+        if pieces is None:
+            return False
+        if self.block is None:
+            self.block = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
+        try:
+            written = self.output.copy_mapped(pieces, self.block)
+        except MappedReadError:
+            sources.tell_why(chunk)
+            raise
+        if written is None:
+            return False
+        ends = list(accumulate(chunk.lengths))
+        self.proof.add(hashes_of(map(written.__getitem__, map(slice, [0, *ends], ends))))
+        return True
 
     def _copy_renamed(self, sources: SpanSources, picks: Picks, position: int) -> None:
         """Write a sample under another key, since its own clashes with that of one before it."""

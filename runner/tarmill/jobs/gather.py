@@ -17,6 +17,7 @@ from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_span import decode_span
 from tarmill.jobs.copy_writer import CopyWriter, Picks
+from tarmill.jobs.mapped_files import kept
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.span_tasks import GatherTask, Job
 from tarmill.planning.tasks import ShardDone
@@ -38,7 +39,7 @@ def gather(task: GatherTask) -> Sequence[ShardDone | PieceDone]:
     job = task.job
     storage.configure(job.settings)
     columns = task.columns.load()
-    sources = SpanSources(columns.sources, scratch=job.scratch, owner=job.job)
+    sources = SpanSources(columns.sources, scratch=job.scratch, owner=job.job, maps=kept if job.maps else None)
     picks = Picks(columns.source, columns.starts, columns.lengths, columns.stems, columns.fields, columns.fresh)
     try:
         if task.reduces:

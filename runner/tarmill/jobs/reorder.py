@@ -19,6 +19,7 @@ from tarmill.jobs.cut_outputs import named
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import amend, publish
+from tarmill.jobs.mapped_files import kept
 from tarmill.jobs.output_index import index_outputs, plan_index, recorded_index
 from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.reorder_prepare import prepare
@@ -65,6 +66,7 @@ def run(spec: ReorderSpec, options: RunOptions | None = None, listener: Listener
         report.wall_s = time.monotonic() - started
         work.sweep()
         release_memory()
+        kept.release()
     if not report.succeeded:
         raise JobFailed(_verdict(report), report=report)
     return report

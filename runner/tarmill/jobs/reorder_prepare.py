@@ -84,6 +84,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
             scratch,
             where.removesuffix(f"_tarmill/{job}/"),
             seed,
+            plan.maps,
             settings,
         ),
         folder,

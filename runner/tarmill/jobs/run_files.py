@@ -56,6 +56,14 @@ class RunWriter:
         if self._waiting >= _WRITE_BYTES:
             self._flush()
 
+    def write_mapped(self, pieces: Sequence[memoryview]) -> bool:
+        """Append ranges that lie in mapped files; False where the store has to touch what it writes."""
+        mapped = self._stream.mapped()
+        if mapped is not None:
+            self._flush()
+            self._written += mapped.write_mapped(pieces)
+        return mapped is not None
+
     def commit(self, rows: NDArray[Any], keys_cut: bool) -> Run:
         """Write the rows, which are in key order, and publish the file."""
         self._flush()

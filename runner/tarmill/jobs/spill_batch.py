@@ -14,7 +14,7 @@ from xxhash import xxh3_128_intdigest
 
 from tarmill import storage
 from tarmill.engine.meter import current
-from tarmill.errors import ChangedError, NotFoundError, StorageError
+from tarmill.errors import ChangedError, MappedReadError, NotFoundError, StorageError
 from tarmill.formats.digest import MASK_128
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
@@ -24,6 +24,7 @@ from tarmill.formats.tar_span import decode_span, encode_sample
 from tarmill.jobs.copy_writer import Chunk, Picks
 from tarmill.jobs.group_values import group_member
 from tarmill.jobs.long_keys import settle_long_keys
+from tarmill.jobs.mapped_files import MappedFiles
 from tarmill.jobs.ordering import cached_ordering
 from tarmill.jobs.reduce import make_combiner
 from tarmill.jobs.run_files import RunWriter, row_type
@@ -92,7 +93,8 @@ class _Batch:
             np.concatenate([getattr(spans, name) for spans in shards])
             for name in ("starts", "lengths", "stems", "fields")
         )
-        self.sources = SpanSources([spans.source for spans in shards])
+        self.maps = MappedFiles() if job.maps else None
+        self.sources = SpanSources([spans.source for spans in shards], maps=self.maps)
         if isinstance(job.spec, SortSpec):
             self.keys: NDArray[Any] = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
         else:
@@ -144,6 +146,8 @@ class _Batch:
         finally:
             writer.abort()
             self.sources.release()
+            if self.maps is not None:
+                self.maps.release()
 
     def _places(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """Tell where some consecutive samples lie: source, first byte and number of bytes."""
@@ -163,11 +167,23 @@ class _Batch:
         lengths = self.lengths[order].astype(np.int64) * BLOCK
         starts = self.starts[order].astype(np.int64) * BLOCK
         for chunk in Picks(self.source[order], starts, lengths, lengths, lengths, None).chunks():
-            for pieces in [sources.read(*chunk)] if isinstance(chunk, Chunk) else zip(sources.stream(*chunk)):
-                writer.write_all(pieces)
+            if not isinstance(chunk, Chunk):
+                for piece in sources.stream(*chunk):
+                    writer.write_all([piece])
+            elif not self._copied_mapped(chunk, writer):
+                writer.write_all(sources.read(*chunk))
             meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
+
+    def _copied_mapped(self, chunk: Chunk, writer: RunWriter) -> bool:
+        """Have the kernel copy ranges out of mapped files; False where that cannot be."""
+        pieces = self.sources.mapped(*chunk)
+        try:
+            return pieces is not None and writer.write_mapped(pieces)
+        except MappedReadError:
+            self.sources.tell_why(chunk)
+            raise
 
     def _rows(self, order: NDArray[np.int64], offsets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
         ordinals = np.array([spans.ordinal for spans in self.shards], np.uint32)

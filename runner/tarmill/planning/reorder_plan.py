@@ -66,6 +66,8 @@ class Plan:
     """External: what a task of the first pass holds in scratch at once."""
     bucket_bytes: int = 0
     """External: what a task of the second pass orders at once."""
+    maps: bool = False
+    """Whether there is room for mapped files: the inputs of the local plan, the batch of the external one."""
 
     def lines(self) -> list[str]:
         """Tell it to people."""
@@ -104,9 +106,10 @@ def choose_plan(asked: str, facts: Facts) -> Plan:
     size = facts.plain_bytes
     index = facts.samples * (INDEX_BYTES + (KEY_BYTES if facts.sorts else 8))
     if kind == "local":
-        return Plan(kind, why, 2 * facts.input_bytes, size, 0, index)
+        maps = not facts.cluster and facts.input_bytes <= facts.memory_bytes // 2
+        return Plan(kind, why, 2 * facts.input_bytes, size, 0, index, maps=maps)
     if kind == "memory":
-        return Plan(kind, why, facts.input_bytes, size, 0, size + index)
+        return Plan(kind, why, facts.input_bytes, size, 0, size + index, maps=True)
     return _external(facts, why, size)
 
 
@@ -137,7 +140,7 @@ def _external(facts: Facts, why: str, size: int) -> Plan:
             needed_bytes=needed,
             free_bytes=facts.scratch_bytes,
         )
-    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, batch)
+    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, batch, not facts.cluster)
 
 
 def _mb(size: int) -> str:

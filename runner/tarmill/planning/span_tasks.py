@@ -51,6 +51,8 @@ class Job:
     folder: str
     """Folder of the outputs: what names in manifests are relative to."""
     seed: int
+    maps: bool
+    """Whether there is room for inputs, or a batch of them, to be mapped."""
     settings: Any
     """`storage.StorageSettings`, to be put in force in the worker."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tarmill.errors import OutputExistsError, SpecError, StorageError
+from tarmill.errors import MappedReadError, OutputExistsError, SpecError, StorageError
 from tarmill.storage.base import Stat, WriteStream
 from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of
 from tarmill.storage.settings import current_settings
@@ -33,7 +33,7 @@ class FileWriteStream(WriteStream):
         self._exclusive = exclusive
         self._folder, name = os.path.split(self._path)
         self._folder = self._folder or "."
-        self._fd = -1
+        self._fd = self._back = -1
         self._temp = os.path.join(self._folder, temp_name(name, owner))
         try:
             self._open(url, name)
@@ -68,19 +68,62 @@ class FileWriteStream(WriteStream):
         self._must_be_open()
         rest = [memoryview(piece).cast("B") for piece in pieces]
         total = sum(map(len, rest))
-        at = 0
         try:
-            while at < len(rest):
-                done = os.writev(self._fd, rest[at : at + _PIECES_PER_CALL])
-                while at < len(rest) and done >= len(rest[at]):
-                    done -= len(rest[at])
-                    at += 1
-                if done:
-                    rest[at] = rest[at][done:]
+            self._gather(rest)
         except OSError as error:
             raise_os_error(error, self.url, "writing")
         self.bytes_written += total
         return total
+
+    def mapped(self) -> FileWriteStream | None:
+        """Give this stream, unless what is being written cannot be read: buckets mounted as file systems refuse."""
+        if self._back < 0:
+            try:
+                self._back = os.open(self._temp, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+        return self
+
+    def write_mapped(self, pieces: Sequence[memoryview], /) -> int:
+        """Append pieces of mapped files (see `MappedWrites`)."""
+        self._must_be_open()
+        total = sum(map(len, pieces))
+        try:
+            self._gather(list(pieces))
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise MappedReadError(
+                    f"what was to be copied to {self.url} cannot be read: it became shorter, or its disk failed",
+                    url=self.url,
+                ) from None
+            raise_os_error(error, self.url, "writing")
+        self.bytes_written += total
+        return total
+
+    def read_back(self, buffer: memoryview, /) -> None:
+        """Read the last bytes that were written (see `MappedWrites`)."""
+        start, have = self.bytes_written - len(buffer), 0
+        try:
+            while have < len(buffer):
+                count = os.preadv(self._back, [buffer[have:]], start + have)
+                if not count:
+                    raise StorageError(f"{self.url} is shorter than what was written to it", url=self.url)
+                have += count
+        except OSError as error:
+            raise_os_error(error, self.url, "reading back")
+
+    def _gather(self, rest: list[memoryview]) -> None:
+        at, left = 0, sum(map(len, rest))
+        while at < len(rest):
+            done = os.writev(self._fd, rest[at : at + _PIECES_PER_CALL])
+            left -= done
+            if not left:
+                return
+            while at < len(rest) and done >= len(rest[at]):
+                done -= len(rest[at])
+                at += 1
+            if done:
+                rest[at] = rest[at][done:]
 
     def _write(self, data: memoryview) -> None:
         raise AssertionError("write and write_all do it themselves")
@@ -91,6 +134,7 @@ class FileWriteStream(WriteStream):
             if sync:
                 os.fsync(self._fd)
             receipt = stat_of(self.url, os.fstat(self._fd))
+            self._close_back()
             fd, self._fd = self._fd, -1
             os.close(fd)  # network file systems tell of a full disk here
             if self._exclusive:
@@ -120,7 +164,13 @@ class FileWriteStream(WriteStream):
             raise
         os.unlink(self._temp)
 
+    def _close_back(self) -> None:
+        if self._back >= 0:
+            fd, self._back = self._back, -1
+            os.close(fd)
+
     def _abort(self) -> None:
+        self._close_back()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with suppress(OSError):
