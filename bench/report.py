@@ -59,7 +59,7 @@ def about(figures: Mapping[str, Any]) -> str:
     machine = figures["machine"]
     sets = ", ".join(
         (
-            f"{name} {facts['bytes'] / 1e6:,.0f} MB in memory, {facts['samples']:,} samples with unlike keys"
+            f"{name} {facts['bytes'] / 1e6:,.0f} MB on disk, {facts['samples']:,} samples with unlike keys"
             if facts["unique_keys"]
             else f"{name} {facts['bytes_on_disk'] / 1e6:.0f} MB on disk, {facts['samples']:,} samples by links"
         )

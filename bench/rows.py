@@ -90,8 +90,9 @@ def reorder(tool: str, plan: str, workers: int) -> Command:
     """Make the command of a shuffle or sort; as many output shards as there are inputs."""
 
     def command(view: View, target: str) -> list[str]:
-        options = ["--plan", plan, "-j", str(workers), "--memory", MEMORY]
-        return [str(TOOLS / tool), *options, view.pattern, f"{target}/out-@{len(view.shards)}.tar"]
+        options = ["--memory", MEMORY] if plan == "external" else []
+        command = [str(TOOLS / tool), "--plan", plan, "-j", str(workers), *options]
+        return [*command, view.pattern, f"{target}/out-@{len(view.shards)}.tar"]
 
     return command
 
@@ -323,7 +324,7 @@ def _remote_rows() -> Iterable[Row]:
 
 
 def _reorder_rows() -> Iterable[Row]:
-    """List the rows of shuffles and sorts. For these one way to use memory: `--memory` of half a gigabyte."""
+    """List the rows of shuffles and sorts. What the external plan holds at once follows from `--memory`."""
     for name in ("images.unique", "text.unique"):
         yield Row(name, "copy", "cat", lambda v, _: ["cat", *v.shards], same_bytes, stdout_to_file=True)
         yield Row(name, "shuffle", "webdataset", webdataset_reshuffle, reorders_samples)

@@ -128,8 +128,8 @@ def largest_output(views: Views) -> int:
     return max(written, default=0)
 
 
-def make_views(rows: list[Row], options: argparse.Namespace, memory: Path) -> Views:
-    """Make the sets that rows need."""
+def make_views(rows: list[Row], options: argparse.Namespace, copies: Path, memory: Path) -> Views:
+    """Make the sets that rows need; those that are not kept go into `copies` or, many small files, into `memory`."""
     views: Views = {}
     for name in dict.fromkeys(row.set for row in rows):
         plain, _, variant = name.partition(".")
@@ -138,7 +138,7 @@ def make_views(rows: list[Row], options: argparse.Namespace, memory: Path) -> Vi
         elif variant.endswith("files"):
             views[name] = sets.make_files(name, options.scale, options.data, memory)
         elif variant == "unique":
-            views[name] = sets.make_unique(plain, options.scale, options.data, memory)
+            views[name] = sets.make_unique(plain, options.scale, options.data, copies)
         else:
             views[name] = sets.make(name, options.scale, options.data)
     return views
@@ -253,7 +253,10 @@ def main() -> int:
     with ExitStack() as stack:
         scratch = Path(tempfile.mkdtemp(prefix="tarmill-bench-", dir=scratch_folder()))
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        views = make_views(rows, options, scratch)
+        options.data.mkdir(parents=True, exist_ok=True)
+        copies = Path(tempfile.mkdtemp(prefix="copies-", dir=options.data))
+        stack.callback(shutil.rmtree, copies, ignore_errors=True)
+        views = make_views(rows, options, copies.resolve(), scratch)
         needed = 2 * largest_output(views)
         if (free := shutil.disk_usage(scratch).free) < needed:
             print(f"{scratch} has {free} bytes free, {needed} are needed: use a smaller --scale", file=sys.stderr)

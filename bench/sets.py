@@ -7,9 +7,9 @@ tiny    .cls of 2 bytes and .id of 16: 99 % of the shard is tar
 Each set is a few shards on disk (`base`) and a longer list of names that link to them (`view`): a job over the view is
 long enough for start-up not to swamp it, while the whole data stays near 100 MB. Every tool gets the same names.
 
-Samples to be sorted should not have their keys from 16 links to one shard. "text.unique" and "images.unique" are real
-copies whose keys all differ, as long as the lists of links, on a memory file system for as long as the batch runs. Only
-digits of names are patched, and the checksums of their headers; the bytes beside them are those of the base.
+Samples to be sorted should not have their keys from 32 links to one shard. "text.unique" and "images.unique" are real
+copies whose keys all differ, as long as the lists of links, on the disk for as long as the batch runs. Only digits of
+names are patched, and the checksums of their headers; the bytes beside them are those of the base.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import mmap
+import os
 import random
 import shutil
 import tarfile
@@ -58,6 +59,7 @@ PLANS = {
     "tiny": Plan("tiny", 8_000, 1, 8),
 }
 LINKS = {"gz": 10, "long": 150, "wide": 80, "s3": 6}
+COPIES = {"images": 30, "text": 32}
 """Of variants. Compression makes a sample dear: fewer are enough. Reading a small field of large samples costs next to
 nothing: it takes many of them, which no tool writes, for start-up not to be all that is measured. Two processes against
 one is a question of throughput: those lists are long enough for the processes' start not to decide it. A store that
@@ -120,20 +122,19 @@ def make(name: str, scale: float, folder: Path) -> tuple[View, View, View]:
     return base, view, one
 
 
-def make_unique(name: str, scale: float, folder: Path, memory: Path) -> tuple[View, View, View]:
+def make_unique(name: str, scale: float, folder: Path, copies: Path) -> tuple[View, View, View]:
     """Make a set of samples whose keys all differ, and return it as `make` does; base is two shards of the view.
 
     Args:
         name: a plan's.
         scale: as for `make`.
         folder: where the set that is copied from is kept.
-        memory: where the copies go.
+        copies: where the copies go.
     """
-    plan = PLANS[name]
     base, linked, one = make(name, scale, folder)
-    home = memory / f"{name}.unique"
+    home = copies / f"{name}.unique"
     template = Template(Path(base.shards[0]), name)
-    for kind, count in (("base", min(2, plan.links)), ("view", plan.links)):
+    for kind, count in (("base", 2), ("view", COPIES[name])):
         (home / kind).mkdir(parents=True)
         for index in range(count):
             shard = home / kind / f"{name}-{index:06d}.tar"
@@ -265,7 +266,9 @@ class Template:
         self.data[self.digits] = text
         checksum = self.rest + text.sum(axis=1, dtype=np.int64)
         self.data[self.checksums] = ord("0") + (checksum[:, None] >> np.arange(15, -1, -3) & 7)
-        self.data.tofile(path)
+        with path.open("wb") as out:
+            self.data.tofile(out)
+            os.fsync(out.fileno())  # so that it is not written to the disk while others are measured
 
 
 def _mixed(number: NDArray[np.uint32]) -> NDArray[np.uint32]:
