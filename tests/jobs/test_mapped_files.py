@@ -13,7 +13,6 @@ from support.reorders import every_plan, put_shards, shuffle, sort
 
 from tarmill import storage
 from tarmill.errors import ChangedError, MappedReadError
-from tarmill.jobs.copy_writer import Chunk
 from tarmill.jobs.mapped_files import MappedFiles, kept
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.span_tasks import Source
@@ -28,9 +27,9 @@ def mapped_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     write = FileWriteStream.write_mapped
 
-    def noted(stream: FileWriteStream, pieces: Any) -> int:
-        seen.append(write(stream, pieces))
-        return seen[-1]
+    def noted(stream: FileWriteStream, pieces: Any, size_bytes: int) -> None:
+        write(stream, pieces, size_bytes)
+        seen.append(size_bytes)
 
     monkeypatch.setattr(FileWriteStream, "write_mapped", noted)
     return seen
@@ -81,7 +80,7 @@ def test_pieces_are_appended_in_order_and_read_back_as_they_are_in_the_file(tmp_
         stream.write(b"before")
         mapped = stream.mapped()
         assert mapped is not None
-        assert mapped.write_mapped(pieces_of(source_in(tmp_path), *places)) == len(expected)
+        mapped.write_mapped(pieces_of(source_in(tmp_path), *places), len(expected))
         back = memoryview(bytearray(len(expected)))
         mapped.read_back(back)
         assert back == expected
@@ -92,7 +91,7 @@ def test_pieces_are_appended_in_order_and_read_back_as_they_are_in_the_file(tmp_
 def test_more_pieces_than_one_call_takes_are_written_to_the_last(tmp_path: Path) -> None:
     pieces = pieces_of(source_in(tmp_path), *((at, 3) for at in range(2500)))
     with FileWriteStream(str(tmp_path / "out.dat"), str(tmp_path / "out.dat"), "", False) as stream:
-        assert stream.write_mapped(pieces) == 7500
+        stream.write_mapped(pieces, 7500)
     assert (tmp_path / "out.dat").read_bytes() == b"".join(map(bytes, pieces))
 
 
@@ -101,7 +100,7 @@ def test_a_file_that_became_shorter_is_an_error_of_the_kernel(tmp_path: Path) ->
     os.truncate(tmp_path / "in.dat", 4096)
     with FileWriteStream(str(tmp_path / "out.dat"), str(tmp_path / "out.dat"), "", False) as stream:
         with pytest.raises(MappedReadError, match="became shorter"):
-            stream.write_mapped(pieces)
+            stream.write_mapped(pieces, 200)
         stream.abort()
     assert not (tmp_path / "out.dat").exists()
 
@@ -111,12 +110,15 @@ def test_a_file_that_became_shorter_is_named_by_what_copies_from_it(tmp_path: Pa
     assert sources.mapped([0], [0], [10]) is not None
     os.truncate(tmp_path / "in.dat", 4096)
     with pytest.raises(ChangedError, match=r"in\.dat has changed"):
-        sources.tell_why(Chunk([0], [8192], [100]))
+        sources.tell_why([0], [8192], [100])
 
 
-def test_ranges_behind_the_end_of_a_file_are_left_to_be_read(tmp_path: Path) -> None:
-    sources = SpanSources([source_in(tmp_path)], maps=MappedFiles())
-    assert sources.mapped([0, 0], [0, len(PAGES) - 10], [10, 11]) is None
+def test_a_range_behind_the_end_of_a_file_is_no_part_of_an_output(tmp_path: Path) -> None:
+    pieces = pieces_of(source_in(tmp_path), (0, 10), (len(PAGES) - 10, 11))
+    with FileWriteStream(str(tmp_path / "out.dat"), str(tmp_path / "out.dat"), "", False) as stream:
+        with pytest.raises(MappedReadError, match="became shorter"):
+            stream.write_mapped(pieces, 21)
+        stream.abort()
 
 
 def test_another_version_of_a_file_is_refused_though_the_old_one_is_mapped(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def test_chunks_hold_each_sample_once_in_order_and_none_that_should_not_be_held(
         if isinstance(chunk, Chunk):
             assert max(chunk.lengths) <= STREAM_BYTES
             assert len(chunk.lengths) == 1 or sum(chunk.lengths) <= 1 << 20
-            found += zip(*chunk, strict=True)
+            assert chunk.size_bytes == sum(chunk.lengths)
+            found += zip(*chunk.ranges, strict=True)
         else:
             assert chunk[2] > STREAM_BYTES
             found.append(chunk)

@@ -22,7 +22,7 @@ from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import save_shard
 from tarmill.jobs.shard_io import ShardOutput
 from tarmill.jobs.shard_names import ShardNames
-from tarmill.jobs.span_sources import STREAM_BYTES, SpanSources
+from tarmill.jobs.span_sources import STREAM_BYTES, Ranges, SpanSources
 from tarmill.planning.counts import Counts
 from tarmill.planning.span_tasks import Job
 from tarmill.planning.tasks import ShardDone
@@ -74,7 +74,8 @@ class Picks:
                 if lengths[at] > STREAM_BYTES:
                     yield source[at], starts[at], lengths[at]
                 else:
-                    yield Chunk(source[at:stop], starts[at:stop], lengths[at:stop])
+                    here = slice(at, stop)
+                    yield Chunk(source[here], starts[here], lengths[here], ends[stop - 1] - before)
                 at, before = stop, ends[stop - 1]
 
     def _lists(self, begin: int, end: int) -> tuple[list[int], list[int], list[int]]:
@@ -88,6 +89,13 @@ class Chunk(NamedTuple):
     source: list[int]
     starts: list[int]
     lengths: list[int]
+    size_bytes: int
+    """Of all."""
+
+    @property
+    def ranges(self) -> Ranges:
+        """Give (source, starts, lengths)."""
+        return self[:3]
 
 
 def output_of(job: Job, url: str) -> ShardOutput:
@@ -153,11 +161,11 @@ class CopyWriter:
         for chunk in picks.chunks():
             if isinstance(chunk, Chunk):
                 if not self._copy_mapped(sources, chunk):
-                    pieces = sources.read_runs(*chunk) if picks.in_runs else sources.read(*chunk)
+                    pieces = sources.read_runs(*chunk.ranges) if picks.in_runs else sources.read(*chunk.ranges)
                     self.proof.add(hashes_of(pieces))
                     output.copy(len(pieces), pieces)
                 meter.samples += len(chunk.lengths)
-                meter.read_bytes += sum(chunk.lengths)
+                meter.read_bytes += chunk.size_bytes
             else:
                 whole = xxh3_128()
                 for piece in sources.stream(*chunk):
@@ -170,16 +178,16 @@ class CopyWriter:
 
     def _copy_mapped(self, sources: SpanSources, chunk: Chunk) -> bool:
         """Have the kernel copy samples out of mapped files, and hash what it wrote; False where that cannot be."""
-        small = sum(chunk.lengths) <= _MAPPED_BYTES * len(chunk.lengths)
-        pieces = sources.mapped(*chunk) if small else None
+        small = chunk.size_bytes <= _MAPPED_BYTES * len(chunk.lengths)
+        pieces = sources.mapped(*chunk.ranges) if small else None
         if pieces is None:
             return False
         if self.block is None:
             self.block = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
         try:
-            written = self.output.copy_mapped(pieces, self.block)
+            written = self.output.copy_mapped(pieces, self.block[: chunk.size_bytes])
         except MappedReadError:
-            sources.tell_why(chunk)
+            sources.tell_why(*chunk.ranges)
             raise
         if written is None:
             return False

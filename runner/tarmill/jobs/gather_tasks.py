@@ -113,7 +113,9 @@ def _task(
 
     def cut() -> Columns:
         chosen = np.concatenate([order[piece] for piece in slices])
-        used, source = np.unique(samples.source_of(chosen), return_inverse=True)
+        source = samples.source_of(chosen)
+        is_used = np.bincount(source, minlength=len(samples.sources)) > 0
+        used, source = np.flatnonzero(is_used), (np.cumsum(is_used) - 1)[source]
         return Columns(
             tuple(samples.sources[number] for number in used.tolist()),
             source.astype(np.uint32),

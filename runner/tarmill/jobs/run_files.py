@@ -56,12 +56,13 @@ class RunWriter:
         if self._waiting >= _WRITE_BYTES:
             self._flush()
 
-    def write_mapped(self, pieces: Sequence[memoryview]) -> bool:
-        """Append ranges that lie in mapped files; False where the store has to touch what it writes."""
+    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int) -> bool:
+        """Append ranges, of so many bytes, that lie in mapped files; False where the store has to touch them."""
         mapped = self._stream.mapped()
         if mapped is not None:
             self._flush()
-            self._written += mapped.write_mapped(pieces)
+            mapped.write_mapped(pieces, size_bytes)
+            self._written += size_bytes
         return mapped is not None
 
     def commit(self, rows: NDArray[Any], keys_cut: bool) -> Run:

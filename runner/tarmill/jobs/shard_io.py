@@ -185,21 +185,21 @@ class ShardOutput:
 
         Args:
             pieces: the samples.
-            block: has room for all of them.
+            block: as long as all of them.
 
         Returns:
-            What was written, read back into `block`; None where nothing was, since this output has to touch it.
+            `block`, with what was written read back; None where nothing was, since this output has to touch it.
         """
         mapped = self._stream.mapped() if self._codec == "none" else None
         if mapped is None:
             return None
         self.sink.drain()
-        back = block[: mapped.write_mapped(pieces)]
-        mapped.read_back(back)
-        self._hash.update(back)
-        self._meter.written_bytes += len(back)
+        mapped.write_mapped(pieces, len(block))
+        mapped.read_back(block)
+        self._hash.update(block)
+        self._meter.written_bytes += len(block)
         self.copied += len(pieces)
-        return back
+        return block
 
     def commit(self) -> OutputShard:
         """End the archive and publish it; of a shard with copied samples neither members nor digest are known."""

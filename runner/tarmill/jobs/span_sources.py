@@ -26,6 +26,8 @@ from tarmill.values import replace
 
 STREAM_BYTES = 4 << 20
 """Samples above this are not held: they are read in pieces."""
+Ranges = tuple[list[int], list[int], list[int]]
+"""Of each its source, where it begins, and its length."""
 _PIECE_BYTES = 1 << 20
 _LARGE_BYTES = 16 << 10
 """Of a range: from here on a read costs little against what it reads."""
@@ -84,7 +86,7 @@ class SpanSources:
     def mapped(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview] | None:
         """Give many ranges as pieces of mapped files, which nobody but the kernel may touch.
 
-        None where they have to be read instead; that also tells what is wrong with them.
+        None where they have to be read instead. In the version in which ranges were found no file is shorter than they.
 
         Raises:
             ChangedError: as `read`.
@@ -100,9 +102,9 @@ class SpanSources:
                 return None
         ends = map(add, starts, lengths)
         pieces: list[Any] = list(map(getitem, map(self._mapped.__getitem__, numbers), map(slice, starts, ends)))
-        return pieces if list(map(len, pieces)) == list(lengths) else None
+        return pieces
 
-    def tell_why(self, ranges: tuple[Sequence[int], Sequence[int], Sequence[int]]) -> None:
+    def tell_why(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:
         """Raise what is wrong with ranges that the kernel could not copy: their file is another, or its disk fails.
 
         Raises:
@@ -110,9 +112,9 @@ class SpanSources:
         """
         self.verify()
         try:
-            self.read(*ranges)
+            self.read(numbers, starts, lengths)
         except OSError as error:
-            raise_os_error(error, self.label(ranges[0][0]), "reading")
+            raise_os_error(error, self.label(numbers[0]), "reading")
 
     def read_runs(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[Any]:
         """Read ranges of which those of one source follow each other there, as in run files: one read for each source.

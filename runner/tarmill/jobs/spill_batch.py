@@ -171,18 +171,18 @@ class _Batch:
                 for piece in sources.stream(*chunk):
                     writer.write_all([piece])
             elif not self._copied_mapped(chunk, writer):
-                writer.write_all(sources.read(*chunk))
+                writer.write_all(sources.read(*chunk.ranges))
             meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
 
     def _copied_mapped(self, chunk: Chunk, writer: RunWriter) -> bool:
         """Have the kernel copy ranges out of mapped files; False where that cannot be."""
-        pieces = self.sources.mapped(*chunk)
+        pieces = self.sources.mapped(*chunk.ranges)
         try:
-            return pieces is not None and writer.write_mapped(pieces)
+            return pieces is not None and writer.write_mapped(pieces, chunk.size_bytes)
         except MappedReadError:
-            self.sources.tell_why(chunk)
+            self.sources.tell_why(*chunk.ranges)
             raise
 
     def _rows(self, order: NDArray[np.int64], offsets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:

@@ -92,8 +92,8 @@ class PositionalReads(Protocol):
 class MappedWrites(Protocol):
     """Appending out of mapped files, of which nothing comes into this process."""
 
-    def write_mapped(self, pieces: Sequence[memoryview], /) -> int:
-        """Append pieces of mapped files; returns their length in all.
+    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int, /) -> None:
+        """Append pieces of mapped files, `size_bytes` in all.
 
         Only the kernel touches them, so that a file that became shorter is an error and not the end of the process.
 

@@ -69,7 +69,7 @@ class FileWriteStream(WriteStream):
         rest = [memoryview(piece).cast("B") for piece in pieces]
         total = sum(map(len, rest))
         try:
-            self._gather(rest)
+            self._gather(rest, total)
         except OSError as error:
             raise_os_error(error, self.url, "writing")
         self.bytes_written += total
@@ -84,21 +84,21 @@ class FileWriteStream(WriteStream):
                 return None
         return self
 
-    def write_mapped(self, pieces: Sequence[memoryview], /) -> int:
+    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int, /) -> None:
         """Append pieces of mapped files (see `MappedWrites`)."""
         self._must_be_open()
-        total = sum(map(len, pieces))
         try:
-            self._gather(list(pieces))
+            missing = self._gather(list(pieces), size_bytes)
         except OSError as error:
-            if error.errno == errno.EFAULT:
-                raise MappedReadError(
-                    f"what was to be copied to {self.url} cannot be read: it became shorter, or its disk failed",
-                    url=self.url,
-                ) from None
-            raise_os_error(error, self.url, "writing")
-        self.bytes_written += total
-        return total
+            missing = error.errno == errno.EFAULT
+            if not missing:
+                raise_os_error(error, self.url, "writing")
+        if missing:
+            raise MappedReadError(
+                f"what was to be copied to {self.url} cannot be read: it became shorter, or its disk failed",
+                url=self.url,
+            )
+        self.bytes_written += size_bytes
 
     def read_back(self, buffer: memoryview, /) -> None:
         """Read the last bytes that were written (see `MappedWrites`)."""
@@ -112,18 +112,20 @@ class FileWriteStream(WriteStream):
         except OSError as error:
             raise_os_error(error, self.url, "reading back")
 
-    def _gather(self, rest: list[memoryview]) -> None:
-        at, left = 0, sum(map(len, rest))
+    def _gather(self, rest: list[memoryview], left: int) -> int:
+        """Write pieces of `left` bytes in all; how many those are fewer."""
+        at = 0
         while at < len(rest):
             done = os.writev(self._fd, rest[at : at + _PIECES_PER_CALL])
             left -= done
             if not left:
-                return
+                break
             while at < len(rest) and done >= len(rest[at]):
                 done -= len(rest[at])
                 at += 1
             if done:
                 rest[at] = rest[at][done:]
+        return left
 
     def _write(self, data: memoryview) -> None:
         raise AssertionError("write and write_all do it themselves")
