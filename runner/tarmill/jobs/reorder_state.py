@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 from tarmill import storage
@@ -107,8 +108,8 @@ def clear_scratch(work: Reorder) -> None:
     try:
         in_parallel(storage.delete, sorted(work.scratch_files))
         for place in {work.job.spill, work.job.scratch} - {MEMORY}:
-            if storage.scheme_of(place) == "file":
-                import shutil
+            if storage.scheme_of(place) == "file" and os.path.isdir(local_path(place)):
+                import shutil  # takes longer than the rest of a small job's end; mostly there is no such folder
 
                 shutil.rmtree(local_path(place), ignore_errors=True)
     except StorageError as error:
