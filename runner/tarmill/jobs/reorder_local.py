@@ -42,7 +42,8 @@ def reorder_locally(work: Reorder) -> None:
 def _engine(work: Reorder, tasks: int) -> Engine:
     if work.plan.kind == "memory":
         return serial_engine()
-    return choose_engine(work.options, max(2, tasks), [work.inputs[0].shard.url, work.out.folder or "./"])
+    urls = [work.inputs[0].shard.url, work.out.folder or "./"]
+    return choose_engine(work.options, max(2, tasks), urls, forks=not work.runs_scripts)
 
 
 # -- the first pass --------------------------------------------------------------------------------------------------
