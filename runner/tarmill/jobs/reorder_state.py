@@ -106,7 +106,7 @@ def clear_scratch(work: Reorder) -> None:
     Failing to is told and no failure of the job: its outputs are complete.
     """
     try:
-        in_parallel(storage.delete, sorted(work.scratch_files))
+        in_parallel(storage.delete, sorted(work.scratch_files), work.job.state)
         for place in {work.job.spill, work.job.scratch} - {MEMORY}:
             if storage.scheme_of(place) == "file" and os.path.isdir(local_path(place)):
                 import shutil  # takes longer than the rest of a small job's end; mostly there is no such folder
