@@ -171,6 +171,26 @@ def test_help_imports_nothing_heavy(tool: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@tools
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_plain_run_imports_nothing_dear_but_numpy(folder: Path, tool: str, workers: str) -> None:
+    """Not even `subprocess`: workers are copies of the driver."""
+    code = (
+        "import sys\n"
+        f"from tarmill.cli.ht{tool} import main\n"
+        f"sys.argv[1:] = ['-j', '{workers}', '--plan', 'local', 'in-@3.tar', 'out-@3.tar']\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        "dear = 'click dataclasses pathlib shutil subprocess tempfile urllib.parse'.split()\n"
+        "assert not set(dear) & set(sys.modules), set(dear) & set(sys.modules)\n"
+        f"assert ('numpy.random' in sys.modules) == ('{tool}' == 'shuffle')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 # Mistakes
 
 

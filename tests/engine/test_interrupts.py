@@ -20,10 +20,11 @@ from tarmill.errors import Interrupted
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("what", ["tidy", "sleep", "hold-lock"])
+@pytest.mark.parametrize("forks", [False, True])
 def test_a_signal_to_the_whole_group_stops_driver_and_workers(
-    tmp_path: Path, number: signal.Signals, what: str
+    tmp_path: Path, number: signal.Signals, what: str, forks: bool
 ) -> None:
-    driver = start_driver(f"[Job(index, {what!r}, {str(tmp_path)!r}) for index in range(4)]")
+    driver = start_driver(f"[Job(index, {what!r}, {str(tmp_path)!r}) for index in range(4)]", forks=forks)
     wait_for(lambda: len(started(tmp_path)) == 2 and starts(tmp_path, 0) and starts(tmp_path, 1))
     os.killpg(driver.pid, number)
     output, _ = driver.communicate(timeout=30)
@@ -38,8 +39,9 @@ def test_a_signal_to_the_whole_group_stops_driver_and_workers(
     assert len(started(tmp_path)) == 2, "a task was started after the signal"
 
 
-def test_a_second_signal_ends_the_driver_at_once_and_workers_follow(tmp_path: Path) -> None:
-    driver = start_driver(f"[Job(index, 'stubborn', {str(tmp_path)!r}) for index in range(2)]")
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_second_signal_ends_the_driver_at_once_and_workers_follow(tmp_path: Path, forks: bool) -> None:
+    driver = start_driver(f"[Job(index, 'stubborn', {str(tmp_path)!r}) for index in range(2)]", forks=forks)
     wait_for(lambda: starts(tmp_path, 0) and starts(tmp_path, 1))
     driver.send_signal(signal.SIGINT)
     wait_for(lambda: (tmp_path / "tidied-0").exists())  # so the first signal is being handled

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.engineruns import TESTS, by_index
+from support.engineruns import by_index, driver_environment, is_alive, run_driver
 from support.enginetasks import Job, perform, return_function, started, starts
 from support.waiting import wait_for
 
@@ -19,14 +19,6 @@ from tarmill.engine.dispatch import MAX_DEATHS_ALONE
 from tarmill.engine.process_handle import WorkerProcess
 from tarmill.engine.processes import ProcessEngine, process_engine
 from tarmill.errors import FormatError, TarmillError, TaskTimeout, WorkerDied
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def test_every_task_ends_once_with_its_result() -> None:
@@ -269,13 +261,3 @@ def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
         (pid,) = starts(tmp_path, index)
         wait_for(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
         assert (tmp_path / f"tidied-{index}").exists()
-
-
-def driver_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(TESTS)}
-
-
-def run_driver(command: list[str], text: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, input=text, capture_output=True, text=True, check=True, env=driver_environment(), cwd=cwd, timeout=60
-    )

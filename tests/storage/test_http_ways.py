@@ -53,6 +53,14 @@ def test_tls_works_with_the_authority_of_the_environment(
 
 
 @pytest.mark.real
+def test_plain_http_loads_no_authorities(web: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tarmill.storage.http_client._managers", {})  # no connection of an earlier test
+    monkeypatch.setattr("ssl.create_default_context", lambda: pytest.fail("their load costs as much as a small job"))
+    storage.write_bytes(web.url("plain.tar"), b"body")
+    assert storage.read_bytes(web.url("plain.tar")) == b"body"
+
+
+@pytest.mark.real
 def test_an_unknown_authority_is_told_at_once_with_the_cure(safe_web: Nginx) -> None:
     with pytest.raises(StorageError, match=r"not trusted.*--ca-file") as caught:
         storage.stat(safe_web.url("x"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from support import s3_places
 from support import seaweed as server_of
 from support.nginx import free_port
 from support.seaweed import BUCKET, NOBODY, PUBLIC, READER, STRANGER, WRITER, SeaweedFS
+from support.tars import ustar
 from support.tls import make_authority
 from support.webserver import Reply, WebServer
 
 from tarmill import storage
 from tarmill.errors import AccessError, NotFoundError, SpecError, StorageError, TarmillError, UsageError
 from tarmill.storage import s3_client, s3_credentials
+from tarmill.storage.s3_peek import may_have_uploads
 from tarmill.values import replace
 
 pytestmark = s3_places.MARKS
@@ -67,13 +70,25 @@ def with_keys(monkeypatch: pytest.MonkeyPatch, seaweed: SeaweedFS, keys: server_
 # ---- where they come from ---------------------------------------------------------------------------------------
 
 
-def test_keys_in_the_environment_need_no_botocore(url: str) -> None:
+def test_a_job_with_keys_in_the_environment_loads_neither_botocore_nor_urllib3(
+    seaweed: SeaweedFS, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It also looks for unfinished uploads at its begin and end."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    folder = url.rpartition("/")[0]
+    seaweed.put(f"{tmp_path.name}/in-0.tar", ustar([("a.txt", b"x")]))
+    (tmp_path / "same.py").write_text("def process_sample(record):\n    return record\n")
     program = (
-        "import sys; from tarmill import storage; print(storage.read_bytes(sys.argv[1])); "
-        "assert not {'botocore', 'boto3', 'urllib3'} & set(sys.modules)"
+        "import sys\n"
+        "from tarmill.cli.htmapper import main\n"
+        f"sys.argv[1:] = ['-j', '1', '-p', '{tmp_path}/same.py', '{folder}/in-0.tar', '{folder}/out.tar']\n"
+        "main()\n"
+        "dear = {'botocore', 'urllib3', 'dataclasses', 'inspect'} & set(sys.modules)\n"
+        "assert not dear, dear\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (0, b"b'body'\n"), done.stderr
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"x" in seaweed.get(f"{tmp_path.name}/out.tar")
 
 
 @pytest.mark.parametrize("chosen", ["default", "AWS_PROFILE", "option"])
@@ -309,6 +324,7 @@ def test_tls_is_checked_against_the_authority_that_is_named(monkeypatch: pytest.
         storage.write_bytes(url, b"body")
         assert storage.read_bytes(url) == b"body"
         assert [stat.url for stat in storage.list_urls(url)] == [url]
+        assert not may_have_uploads(s3_client.client_for(BUCKET, storage.current_settings(), url), "")
         settings(ca_file=None)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.ca_file))
         s3_client.forget_clients()

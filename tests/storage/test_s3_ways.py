@@ -393,6 +393,16 @@ def test_the_look_for_unfinished_uploads_never_misses_one(
     seaweed.client().abort_multipart_upload(Bucket=BUCKET, Key=f"{folder}x.tar", UploadId=upload["UploadId"])
 
 
+@pytest.mark.real
+@pytest.mark.xdist_group("s3")
+def test_the_look_goes_through_the_proxy_of_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = s3_client.client_for(BUCKET, storage.current_settings(), place.folder)
+    with WebServer() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.base)
+        assert not may_have_uploads(client, "none/")
+        assert [asked.path.partition("?")[2] for asked in proxy.asked] == ["max-uploads=1&prefix=none%2F&uploads="]
+
+
 @pytest.mark.parametrize("body", [b"", b"<ListBucketResult></ListBucketResult>", b"<ListMultipartUploadsResult>"])
 def test_an_answer_that_is_none_to_the_question_leaves_it_open(body: bytes) -> None:
     assert says_uploads(body)

@@ -21,7 +21,7 @@ from tarmill.engine.interrupts import interruptible
 from tarmill.engine.{module} import {engine}
 from tarmill.errors import Interrupted
 try:
-    with interruptible(), {engine}({argument!r}) as engine:
+    with interruptible(), {engine}({argument!r}{more}) as engine:
         print([outcome.result for outcome in engine.run(perform, {jobs})])
 except Interrupted as stop:
     print("stopped", stop.signal_number)
@@ -30,16 +30,35 @@ except Interrupted as stop:
 
 
 def start_driver(
-    jobs: str, module: str = "processes", engine: str = "process_engine", argument: object = 2
+    jobs: str, module: str = "processes", engine: str = "process_engine", argument: object = 2, *, forks: bool = False
 ) -> subprocess.Popen[str]:
-    code = DRIVER.format(jobs=jobs, module=module, engine=engine, argument=argument)
+    more = ", forks=True" if forks else ""
+    code = DRIVER.format(jobs=jobs, module=module, engine=engine, argument=argument, more=more)
     return subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env=driver_environment(),
         process_group=0,
     )
+
+
+def run_driver(command: list[str], text: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, check=True, env=driver_environment(), cwd=cwd, timeout=60
+    )
+
+
+def driver_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TESTS)}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def by_index(outcomes: Iterable[Outcome[Job, Any]]) -> dict[int, Outcome[Job, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -40,8 +41,11 @@ def run_reorder(spec: ReorderSpec, options: RunOptions, title: str, listeners: S
     """Run a shuffle or sort as a command does."""
     # before numpy is imported: it starts threads for linear algebra, of which there is none
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.disable()  # none of the many objects that numpy's import makes is garbage, now or later
     from tarmill.jobs.reorder import run
 
+    gc.freeze()
+    gc.enable()
     finish_job(lambda listener: run(spec, options, listener), options, title, listeners)
 
 

@@ -7,14 +7,17 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tarmill.engine.channel import Channel
-from tarmill.engine.process_worker import GRACE_S, read_trace
+from tarmill.engine.process_fork import ForkedProcess, has_one_thread
+from tarmill.engine.process_worker import GRACE_S, main, read_trace
+
+if TYPE_CHECKING:
+    import subprocess
 
 _MAIN = "import sys; sys.path[:] = {path!r}; from tarmill.engine.process_worker import main; main({fds}, {module!r})"
 
@@ -27,23 +30,19 @@ class WorkerProcess:
     Args:
         lifeline_fd: read end of a pipe whose write end only the driver holds.
         module: what its first task is likely to need, for it to import while it waits for that; "" for nothing.
+        forks: it may begin as a copy of this process, where that is safe.
     """
 
-    def __init__(self, lifeline_fd: int, module: str = "") -> None:
+    def __init__(self, lifeline_fd: int, module: str = "", forks: bool = False) -> None:
         self._trace_fd = os.memfd_create("tarmill-trace") if hasattr(os, "memfd_create") else -1
         ours, theirs = socket.socketpair()
         with theirs:
-            path = [entry or os.getcwd() for entry in sys.path]
             fds = (theirs.fileno(), lifeline_fd, self._trace_fd)
-            code = _MAIN.format(path=path, fds=", ".join(map(str, fds)), module=module)
-            self._process = subprocess.Popen(
-                # -P: a file in the current folder must not stand in for a module before the path is set
-                [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", code],  # type: ignore[attr-defined]
-                stdin=subprocess.DEVNULL,
-                stdout=_standard_error(),  # what a script prints must not mix with data on the driver's standard output
-                pass_fds=[fd for fd in fds if fd >= 0],
-                process_group=0,
-            )
+            self._process: subprocess.Popen[bytes] | ForkedProcess
+            if forks and has_one_thread():
+                self._process = ForkedProcess(lambda: main(*fds), fds)
+            else:
+                self._process = _fresh_interpreter(fds, module)
         self.channel = Channel(ours.detach())
         self.pid = self._process.pid
         self.name = f"process {self.pid}"
@@ -111,6 +110,22 @@ class WorkerProcess:
         return code
 
 
+def _fresh_interpreter(fds: tuple[int, int, int], module: str) -> subprocess.Popen[bytes]:
+    import subprocess  # which a driver whose workers are its copies does without
+
+    path = [entry or os.getcwd() for entry in sys.path]
+    code = _MAIN.format(path=path, fds=", ".join(map(str, fds)), module=module)
+    return subprocess.Popen(
+        # -P: a file in the current folder must not stand in for a module before the path is set
+        [sys.executable, *subprocess._args_from_interpreter_flags(), "-P", "-c", code],  # type: ignore[attr-defined]
+        stdin=subprocess.DEVNULL,
+        # what a script prints must not mix with data on the driver's standard output
+        stdout=2 if _has_standard_error() else subprocess.DEVNULL,
+        pass_fds=[fd for fd in fds if fd >= 0],
+        process_group=0,
+    )
+
+
 def stop(idle: Iterable[WorkerProcess], busy: Iterable[WorkerProcess], grace_s: float = GRACE_S) -> None:
     """End workers: those with a task get SIGTERM, so that they undo what is half done, and SIGKILL after the grace."""
     idle, busy = list(idle), list(busy)
@@ -137,9 +152,9 @@ def readable(fds: Iterable[int], timeout_s: float | None) -> set[int]:
     return {fd for fd, _event in poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000)}
 
 
-def _standard_error() -> int:
+def _has_standard_error() -> bool:
     try:
         os.fstat(2)
     except OSError:
-        return subprocess.DEVNULL
-    return 2
+        return False
+    return True

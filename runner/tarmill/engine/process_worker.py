@@ -1,7 +1,7 @@
 """What runs inside a local worker process: take a task, run it in the main thread, answer; nothing else.
 
-Started as `python -c`, never through the driver's `__main__`. A fresh interpreter imports this module only; what a task
-needs is imported with the task.
+Started as `python -c`, never through the driver's `__main__`; a fresh interpreter imports this module only, and what a
+task needs is imported with the task. Where tasks run no code of users it may be a copy of the driver (`process_fork`).
 """
 
 from __future__ import annotations

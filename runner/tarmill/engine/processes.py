@@ -32,15 +32,17 @@ class ProcessEngine:
     Args:
         workers: how many at most; None = as many as this process may use cores.
         task_timeout_s: a task whose meter does not change for this long is ended with TaskTimeout; None = never.
+        forks: workers may begin as copies of this process, where that is safe: the tasks run no code of users.
     """
 
     name = "processes"
 
-    def __init__(self, workers: int | None = None, task_timeout_s: float | None = None) -> None:
+    def __init__(self, workers: int | None = None, task_timeout_s: float | None = None, *, forks: bool = False) -> None:
         self.workers = workers if workers is not None else usable_cores()
         if self.workers < 1:
             raise ValueError(f"{self.workers} workers cannot run anything")
         self._task_timeout_s = task_timeout_s
+        self._forks = forks
         self._pool: dict[str, WorkerProcess] = {}
         self._lifeline: tuple[int, int] | None = None
         self._current: _Run[Any, Any] | None = None
@@ -87,7 +89,7 @@ class ProcessEngine:
     def _start_worker(self, module: str = "") -> None:
         if self._lifeline is None:
             self._lifeline = os.pipe()
-        worker = WorkerProcess(self._lifeline[0], module)
+        worker = WorkerProcess(self._lifeline[0], module, self._forks)
         self._pool[worker.name] = worker
         self._starting.add(worker.name)
 
@@ -263,6 +265,8 @@ class _Run(Generic[T, R]):
                 self.engine._pool[name].terminate()
 
 
-def process_engine(workers: int | None = None, task_timeout_s: float | None = None) -> ProcessEngine:
+def process_engine(
+    workers: int | None = None, task_timeout_s: float | None = None, *, forks: bool = False
+) -> ProcessEngine:
     """The engine that runs tasks in processes of this machine; see ProcessEngine for the arguments."""
-    return ProcessEngine(workers, task_timeout_s)
+    return ProcessEngine(workers, task_timeout_s, forks=forks)

@@ -34,13 +34,14 @@ def settings_of(options: RunOptions) -> storage.StorageSettings:
     return settings
 
 
-def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engine:
+def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str], *, forks: bool = False) -> Engine:
     """Pick where tasks run: a Dask scheduler when one is named, worker processes, or this process for one worker.
 
     Args:
         options: scheduler, workers, task timeout.
         tasks: how many there are; no more workers than that.
         urls: what the tasks read and write; streams and memory stay in this process.
+        forks: the tasks run no code of users, so that worker processes may begin as copies of this one.
 
     Raises:
         UsageError: `-c` with a stream or memory, which workers elsewhere cannot reach.
@@ -74,7 +75,7 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str]) -> Engin
         return serial_engine()
     from tarmill.engine.processes import process_engine
 
-    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None)
+    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=forks)
 
 
 def run_tasks(

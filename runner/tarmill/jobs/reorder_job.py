@@ -28,7 +28,7 @@ from tarmill.planning.cuts import Cuts
 from tarmill.planning.reorder_plan import Plan
 from tarmill.planning.span_tasks import InputShard, Job
 from tarmill.planning.tasks import ShardDone
-from tarmill.spec import ReorderOptions, ReorderSpec
+from tarmill.spec import ReorderOptions, ReorderSpec, SortSpec
 from tarmill.values import field, valueclass
 
 if TYPE_CHECKING:
@@ -79,6 +79,11 @@ class Reorder:
     def may_resume(self) -> bool:
         """Whether what earlier passes of this job left may be used: not when the inputs may be others by now."""
         return self.is_pinned and self.spec.exists != "overwrite"
+
+    @property
+    def runs_scripts(self) -> bool:
+        """Whether users' code is a part of it."""
+        return isinstance(self.spec, SortSpec) and bool(self.spec.script or self.spec.reduce_script)
 
     @property
     def fixed_count(self) -> int | None:

@@ -42,7 +42,8 @@ def reorder_locally(work: Reorder) -> None:
 def _engine(work: Reorder, tasks: int) -> Engine:
     if work.plan.kind == "memory":
         return serial_engine()
-    return choose_engine(work.options, max(2, tasks), [work.inputs[0].shard.url, work.out.folder or "./"])
+    urls = [work.inputs[0].shard.url, work.out.folder or "./"]
+    return choose_engine(work.options, max(2, tasks), urls, forks=not work.runs_scripts)
 
 
 # -- the first pass --------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def scan_tasks(work: Reorder) -> list[ScanTask]:
 
 def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[ShardSpans] | None:
     """Find the samples of all inputs, but for those that an earlier run has found; None when that failed."""
-    kept = {task.index: spans for task in tasks if (spans := _earlier(work, task)) is not None}
+    kept = {task.index: _drawn(work, spans) for task in tasks if (spans := _earlier(work, task)) is not None}
     todo = [task for task in tasks if task.index not in kept]
     total = sum(found.shard.size_bytes or 0 for task in todo for found in task.shards)
     work.listener.stage("reading", len(todo), total)
@@ -69,7 +70,7 @@ def scan_all(work: Reorder, engine: Engine, tasks: Sequence[ScanTask]) -> list[S
         for outcome in outcomes:
             if outcome.result is not None:
                 counts.merge(outcome.result.counts)
-                kept[outcome.task.index] = outcome.result.spans or load_scan(outcome.task) or []
+                kept[outcome.task.index] = _drawn(work, outcome.result.spans or load_scan(outcome.task) or [])
                 read = outcome.result.counts
                 work.listener.finished(outcome.task.index, read.read, read.read_bytes, 0)
             elif outcome.error is not None:
@@ -87,6 +88,14 @@ def _earlier(work: Reorder, task: ScanTask) -> list[ShardSpans] | None:
     return load_scan(task) if work.may_resume and work.plan.kind != "memory" else None
 
 
+def _drawn(work: Reorder, shards: list[ShardSpans]) -> list[ShardSpans]:
+    """Draw the keys of a shuffle, while workers still read other shards."""
+    if not isinstance(work.spec, SortSpec):
+        for spans in shards:
+            spans.keys = shuffle_keys(work.job.seed, spans.ordinal, len(spans.starts))
+    return shards
+
+
 # -- all samples in one place ----------------------------------------------------------------------------------------
 
 
@@ -102,10 +111,6 @@ def joined(shards: Sequence[ShardSpans]) -> Samples:
 
 def order_all(work: Reorder, shards: Sequence[ShardSpans], samples: Samples) -> NDArray[Any]:
     """Order all samples as the job asks for."""
-    if not isinstance(work.spec, SortSpec):
-        counts, seed = np.diff(samples.ends, prepend=0).tolist(), work.job.seed
-        drawn = [shuffle_keys(seed, spans.ordinal, n) for spans, n in zip(shards, counts, strict=True)]
-        return _short(order_of(np.concatenate(drawn)))
     keys = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
     for spans in shards:
         spans.keys = None

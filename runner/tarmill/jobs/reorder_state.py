@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 from tarmill import storage
@@ -105,10 +106,10 @@ def clear_scratch(work: Reorder) -> None:
     Failing to is told and no failure of the job: its outputs are complete.
     """
     try:
-        in_parallel(storage.delete, sorted(work.scratch_files))
+        in_parallel(storage.delete, sorted(work.scratch_files), work.job.state)
         for place in {work.job.spill, work.job.scratch} - {MEMORY}:
-            if storage.scheme_of(place) == "file":
-                import shutil
+            if storage.scheme_of(place) == "file" and os.path.isdir(local_path(place)):
+                import shutil  # takes longer than the rest of a small job's end; mostly there is no such folder
 
                 shutil.rmtree(local_path(place), ignore_errors=True)
     except StorageError as error:

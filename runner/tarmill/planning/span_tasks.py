@@ -85,7 +85,7 @@ class ShardSpans:
     fields: NDArray[Any]
     """Signature of each sample's fields."""
     keys: NDArray[Any] | None
-    """Encoded sort keys; None for a shuffle."""
+    """Encoded sort keys; those of a shuffle are drawn behind the scan, None before."""
     keys_cut: bool
     """Whether some of them are longer than they are kept."""
     groups: NDArray[Any] | None

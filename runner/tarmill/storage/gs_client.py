@@ -20,7 +20,7 @@ from google.auth import exceptions as auth_errors
 from tarmill.errors import AccessError, StorageError
 from tarmill.storage.gs_errors import raise_credentials_error, raise_network_error, status_error
 from tarmill.storage.http_auth import split_target
-from tarmill.storage.http_client import proxy_for
+from tarmill.storage.http_proxy import proxy_for
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.urls import mask
 

@@ -15,16 +15,16 @@ import base64
 import netrc
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from tarmill.errors import AccessError, SpecError
 from tarmill.storage.urls import HIDDEN, mask
+from tarmill.values import valueclass
 
 _PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@valueclass
 class Target:
     """A URL taken apart: `url` is without user and password, `credentials` are (user, password) or None."""
 
@@ -33,6 +33,9 @@ class Target:
     host: str
     port: int
     credentials: tuple[str, str] | None
+
+    def __repr__(self) -> str:
+        return f"Target({self.url!r})"
 
     @property
     def origin(self) -> tuple[str, str, int]:

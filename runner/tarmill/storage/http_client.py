@@ -10,7 +10,6 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import urljoin, urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 import urllib3
 from urllib3.exceptions import HTTPError
@@ -20,6 +19,7 @@ from tarmill import __version__
 from tarmill.errors import SpecError, StorageError
 from tarmill.storage.http_auth import Target, authorization, split_target
 from tarmill.storage.http_errors import raise_network_error, status_error
+from tarmill.storage.http_proxy import proxy_for
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.urls import mask
 
@@ -123,15 +123,18 @@ def send(
 
 def _manager(target: Target, settings: StorageSettings) -> urllib3.PoolManager:
     proxy = proxy_for(target)
-    key = (settings.ca_file, os.environ.get("SSL_CERT_FILE"), proxy)
+    encrypted = target.scheme == "https" or (proxy or "").lower().startswith("https:")
+    key = (settings.ca_file, os.environ.get("SSL_CERT_FILE"), proxy, encrypted)
     with _lock:
         manager = _managers.get(key)
         if manager is None:
-            manager = _managers[key] = _new_manager(settings, proxy)
+            # loading the system's authorities costs half as much CPU as the rest of a small job
+            context = _new_context(settings) if encrypted or settings.ca_file is not None else None
+            manager = _managers[key] = _new_manager(context, proxy)
     return manager
 
 
-def _new_manager(settings: StorageSettings, proxy: str | None) -> urllib3.PoolManager:
+def _new_context(settings: StorageSettings) -> ssl.SSLContext:
     context = ssl.create_default_context()  # reads SSL_CERT_FILE and SSL_CERT_DIR
     if settings.ca_file is not None:
         try:
@@ -142,6 +145,10 @@ def _new_manager(settings: StorageSettings, proxy: str | None) -> urllib3.PoolMa
                 field="ca_file",
                 value=settings.ca_file,
             ) from error
+    return context
+
+
+def _new_manager(context: ssl.SSLContext | None, proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(
             num_pools=32, maxsize=32, block=False, blocksize=_SEND_BLOCK_BYTES, ssl_context=context
@@ -158,24 +165,6 @@ def _new_manager(settings: StorageSettings, proxy: str | None) -> urllib3.PoolMa
         proxy_ssl_context=context,
         proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
     )
-
-
-def proxy_for(target: Target) -> str | None:
-    """Give the proxy to a target by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in either case."""
-    proxies = getproxies_environment()
-    proxy = proxies.get(target.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass_environment(f"{target.host}:{target.port}", proxies):
-        return None
-    if "://" not in proxy:
-        proxy = "http://" + proxy
-    if not proxy.lower().startswith(("http://", "https://")):
-        raise SpecError(
-            f"the proxy {mask(proxy)} for {mask(target.url)} is not http(s); set {target.scheme.upper()}_PROXY to one "
-            "that is, or NO_PROXY",
-            field="proxy",
-            value=mask(proxy),
-        )
-    return proxy
 
 
 def drain(response: BaseHTTPResponse) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from tarmill.errors import StorageError
@@ -18,8 +18,7 @@ CURE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One line of a listing; `name` as a person writes it, folders end in `/`; the rest None where not told."""
 
     name: str

@@ -96,7 +96,8 @@ class S3Client:
         self._keys: dict[str, Any] = {}
         profile: dict[str, Any] = {}
         named = settings.options_of("s3").get("profile")
-        if settings.anonymous or named or not credentials.needs_no_botocore(os.environ):
+        knows_who = settings.anonymous or credentials.are_keys_for_good(os.environ)
+        if named or not (knows_who and credentials.has_no_profile(os.environ)):
             self._session = credentials.new_session(named)
             profile = credentials.profile_facts(self._session)
         self.options = options_for(bucket, settings, profile)

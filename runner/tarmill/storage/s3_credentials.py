@@ -58,19 +58,25 @@ class Credentials:
         }
 
 
-def needs_no_botocore(env: Mapping[str, str]) -> bool:
-    """Tell whether the keys in the environment are all there is to know (pure but for a look for the shared file)."""
-    if not (env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY")) or env.get("AWS_CREDENTIAL_EXPIRATION"):
-        return False
+def are_keys_for_good(env: Mapping[str, str]) -> bool:
+    """Tell whether the environment has keys that do not end: then botocore's chain stops at them (pure)."""
+    has_keys = bool(env.get("AWS_ACCESS_KEY_ID") and env.get("AWS_SECRET_ACCESS_KEY"))
+    return has_keys and not env.get("AWS_CREDENTIAL_EXPIRATION")
+
+
+def has_no_profile(env: Mapping[str, str]) -> bool:
+    """Tell whether no profile is named and no shared file could hold one (pure but for a look for the files)."""
     if env.get("AWS_PROFILE") or env.get("AWS_DEFAULT_PROFILE"):
         return False
-    files = (env.get("AWS_CONFIG_FILE") or "~/.aws/config", env.get("AWS_SHARED_CREDENTIALS_FILE") or "")
-    return not any(os.path.exists(os.path.expanduser(file)) for file in files if file)
+    config = env.get("AWS_CONFIG_FILE") or "~/.aws/config"
+    keys = env.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"
+    # as botocore looks for them, to which the common AWS_CONFIG_FILE=/dev/null is no file
+    return not any(os.path.isfile(os.path.expanduser(os.path.expandvars(file))) for file in (config, keys))
 
 
 def environment_keys(env: Mapping[str, str]) -> dict[str, Any]:
     """Give the keys of the environment as obstore's options (pure)."""
-    token = env.get("AWS_SESSION_TOKEN") or env.get("AWS_SECURITY_TOKEN")
+    token = env.get("AWS_SECURITY_TOKEN") or env.get("AWS_SESSION_TOKEN")  # the order of botocore
     keys = {"access_key_id": env["AWS_ACCESS_KEY_ID"], "secret_access_key": env["AWS_SECRET_ACCESS_KEY"]}
     return {**keys, "session_token": token} if token else keys
 
