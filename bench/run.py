@@ -55,19 +55,18 @@ class Batch:
         self.burns: list[tuple[float, float]] = []
         self.count = 0
 
-    def warm(self) -> None:
-        """Fill and empty as much memory as the largest output takes.
+    def warm(self, size_bytes: int) -> None:
+        """Fill and empty as much memory as an output takes.
 
-        A virtual machine gets its memory from its host at the first touch, which costs several times the copy: without
-        this whoever comes first pays for all.
+        A virtual machine gets its memory from its host at the first touch, which costs several times the copy, and may
+        give it back when it is free: without this, whoever comes first pays for all.
         """
         block = bytes(1 << 20)
-        for _ in range(2):
-            path = self.scratch / "warm"
-            with path.open("wb") as out:
-                for _ in range(largest_output(self.views) * 5 // 4 >> 20):
-                    out.write(block)
-            path.unlink()
+        path = self.scratch / "warm"
+        with path.open("wb") as out:
+            for _ in range(size_bytes * 5 // 4 >> 20):
+                out.write(block)
+        path.unlink()
 
     def prove(self) -> None:
         """Run each row once on the short view and hash what it read or wrote."""
@@ -86,6 +85,7 @@ class Batch:
                 continue
             if names is None or row.name in names or "*" in names:
                 figures.starts.append(self.run(row, ONE))
+                self.warm(written_bytes(row.set, self.views[row.set][VIEW]))
                 figures.runs.append(self.run(row, VIEW))
         self.burns.append(burn())
 
@@ -120,12 +120,14 @@ class Batch:
 
 def largest_output(views: Views) -> int:
     """Tell how many bytes a row may have written at once, scratch files too; long lists are only read."""
-    written = (
-        view.tar_bytes * (2 if name.endswith(".unique") else 1)
-        for name, (_, view, _) in views.items()
-        if not name.endswith(".long")
-    )
-    return max(written, default=0)
+    return max((written_bytes(name, view) for name, (_, view, _) in views.items()), default=0)
+
+
+def written_bytes(name: str, view: View) -> int:
+    """Tell how many bytes a row over a set may write."""
+    if name.endswith(".long"):
+        return 0
+    return view.tar_bytes * (2 if name.endswith(".unique") else 1)
 
 
 def make_views(rows: list[Row], options: argparse.Namespace, copies: Path, memory: Path) -> Views:
@@ -266,7 +268,6 @@ def main() -> int:
         batch = Batch(rows, views, scratch / "www", places)
         try:
             batch.prove()
-            batch.warm()
             for number in range(rounds):
                 print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
                 # Long runs wander less: one of them is enough for a check.
