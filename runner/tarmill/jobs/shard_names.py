@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,48 @@ def signature_of(record: Record) -> int:
     return sum(map(field_seed, names)) & 0xFFFFFFFF
 
 
+class _Piece:
+    """Hashes of consecutive samples, to find equal ones; mostly there are none, and their places are not asked for."""
+
+    def __init__(self, stems: Hashes) -> None:
+        self._stems = stems
+        self.ordered = np.sort(stems)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Where each of `ordered` stands, equal ones in order."""
+        return np.argsort(self._stems, kind="stable")
+
+
+class _Known:
+    """The hashes of the keys in all pieces so far, sorted, and the fields with which each came first."""
+
+    def __init__(self) -> None:
+        self._stems: Hashes = np.empty(0, np.uint64)
+        self._fields: Signatures = np.empty(0, np.uint32)
+        self._waiting: tuple[Hashes, Signatures] | None = None
+
+    def add(self, stems: Hashes, fields: Signatures) -> None:
+        """Note the samples of another piece; the last one of a shard is never looked at."""
+        self.columns()
+        self._waiting = stems, fields
+
+    def columns(self) -> tuple[Hashes, Signatures]:
+        """Give hashes and fields."""
+        if self._waiting is not None:
+            stems, fields = self._waiting
+            joined = np.concatenate([self._stems, stems])
+            self._stems, first = np.unique(joined, return_index=True)  # sorted, and of equal ones the first
+            self._fields = np.concatenate([self._fields, fields])[first]
+            self._waiting = None
+        return self._stems, self._fields
+
+
 class ShardNames:
     """The keys of the samples that an output shard has so far, as hashes; 12 bytes for each."""
 
     def __init__(self) -> None:
-        self._stems: Hashes = np.empty(0, np.uint64)
-        """Sorted hashes of the keys in the pieces before, and the fields with which each came first."""
-        self._fields: Signatures = np.empty(0, np.uint32)
+        self._known = _Known()
         self._last = self._named = -1
         """Hash of the key of the last sample, and of the last one that was given."""
         self._given: dict[int, int] = {}
@@ -56,7 +92,7 @@ class ShardNames:
             stems: hash of the key of each sample, in order.
             fields: signature of its fields.
         """
-        self._piece = np.sort(stems), np.argsort(stems, kind="stable")
+        self._piece = _Piece(stems)
         todo = self._static(stems, fields).tolist()
         heapq.heapify(todo)
         done = -1
@@ -70,7 +106,9 @@ class ShardNames:
             for later in self._places_of(self._named):
                 if later > position:  # whoever has the key that was given by nature
                     heapq.heappush(todo, later)
-        self._remember(stems, fields)
+        if len(stems):
+            self._last = int(stems[-1])
+            self._known.add(stems, fields)
 
     def another(self, key: str) -> str:
         """Give a key that no sample before has, for the sample that `clashes` told last."""
@@ -91,7 +129,7 @@ class ShardNames:
     def name_for(self, key: str, record: Record) -> str:
         """Give the key for a sample that comes by itself: its own, or another where it clashes."""
         found, signature = hash_of_key(key), signature_of(record)
-        self._piece = np.empty(0, np.uint64), np.empty(0, np.int64)
+        self._piece = _Piece(np.empty(0, np.uint64))
         self._position, self._signature = 0, signature
         known = self._given.get(found)
         beside = found in (self._last, self._named)
@@ -105,38 +143,33 @@ class ShardNames:
         clash[1:] = stems[1:] == stems[:-1]
         if len(stems):
             clash[0] = int(stems[0]) == self._last
-        ordered, order = self._piece
+        ordered = self._piece.ordered
         again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
         if len(again):
+            order = self._piece.order
             first = order[np.searchsorted(ordered, ordered[again], "left")]
             clash[order[again]] |= fields[order[again]] != fields[first]
-        if len(self._stems):
-            place = np.minimum(np.searchsorted(self._stems, stems), len(self._stems) - 1)
-            clash |= (self._stems[place] == stems) & (self._fields[place] != fields)
+        known, known_fields = self._known.columns()
+        if len(known):
+            place = np.minimum(np.searchsorted(known, stems), len(known) - 1)
+            clash |= (known[place] == stems) & (known_fields[place] != fields)
         if self._given:
             clash |= np.isin(stems, np.fromiter(self._given, np.uint64, len(self._given)))
         return np.flatnonzero(clash)
 
     def _places_of(self, stem: int) -> list[int]:
-        ordered, order = self._piece
+        ordered = self._piece.ordered
         begin, end = (
             np.searchsorted(ordered, np.uint64(stem), "left"),
             np.searchsorted(ordered, np.uint64(stem), "right"),
         )
-        places: list[int] = order[begin:end].tolist()
+        places: list[int] = self._piece.order[begin:end].tolist() if begin < end else []
         return places
 
     def _is_known(self, stem: int) -> bool:
         """Tell whether a sample before the one in hand has a key with this hash."""
         if any(place < self._position for place in self._places_of(stem)):
             return True
-        place = int(np.searchsorted(self._stems, np.uint64(stem)))
-        return place < len(self._stems) and int(self._stems[place]) == stem
-
-    def _remember(self, stems: Hashes, fields: Signatures) -> None:
-        if not len(stems):
-            return
-        self._last = int(stems[-1])
-        joined = np.concatenate([self._stems, stems])
-        _, first = np.unique(joined, return_index=True)  # sorted, and of equal ones the first
-        self._stems, self._fields = joined[first], np.concatenate([self._fields, fields])[first]
+        known, _ = self._known.columns()
+        place = int(np.searchsorted(known, np.uint64(stem)))
+        return place < len(known) and int(known[place]) == stem
