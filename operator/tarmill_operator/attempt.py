@@ -76,11 +76,11 @@ class Attempt:
         workers = self._children.workers_ref()
         complete = self._job is not None and self._observed.child(workers.kind, workers.name) is not None
         found = []
-        for one in [*self._children.before_attempt(), *self._children.attempt(self._number)]:
-            if one["kind"] == "Secret":  # which nobody here may read: it is made before the pods, and when they miss it
+        for part in self._children.parts(self._number):
+            if part.kind == "Secret":  # which nobody here may read: it is made before the pods, and when they miss it
                 there = complete and self._status.get("reason") != "SecretMissing"
-                found += [] if there else [one]
-            elif change := change_of(one, self._observed.child(one["kind"], one["metadata"]["name"])):
+                found += [] if there else [part.make()]
+            elif change := change_of(part, self._observed.child(part.kind, part.name)):
                 found.append(change)
         return found
 
@@ -165,14 +165,16 @@ class Attempt:
             if policy.pending_deadline_seconds and now - begun >= policy.pending_deadline_seconds:
                 return Verdict(over="PendingDeadline", cause=blocked or self._observed.refusal)
             return None
-        if policy.progress_deadline_seconds and now - self._progressed() >= policy.progress_deadline_seconds:
+        if policy.progress_deadline_seconds and now >= self._progress_deadline():
             waited = f"nothing went on for {policy.progress_deadline_seconds} s"
             return Verdict(failed=Cause("ProgressDeadline", f"{waited}; look for a script that hangs, or a store"))
         return None
 
-    def _progressed(self) -> float:
+    def _progress_deadline(self) -> float:
+        """Tell when the runner must have told of progress: later by the time for which it may not have been asked."""
         status = self._status
-        return max(to_seconds(status.get("lastProgressTime")) or 0.0, to_seconds(status.get("runningTime")) or 0.0)
+        last = max(to_seconds(status.get("lastProgressTime")) or 0.0, to_seconds(status.get("runningTime")) or 0.0)
+        return last + self._policy.progress_deadline_seconds + self._observed.asked_every_s
 
     def _on_the_way(self, blocked: Cause | None) -> Verdict:
         requeue = self._next_look()
@@ -208,7 +210,7 @@ class Attempt:
         if "runningTime" not in status and policy.pending_deadline_seconds:
             due.append(begun + policy.pending_deadline_seconds)
         if "runningTime" in status and policy.progress_deadline_seconds:
-            due.append(self._progressed() + policy.progress_deadline_seconds)
+            due.append(self._progress_deadline())
         since = self._running_since()
         if "runningTime" not in status and since is not None and self._observed.progress is None:
             due.append(max(since + UNHEARD_S, now + 1))

@@ -46,24 +46,20 @@ class Cache:
     # ---- being told -------------------------------------------------------------------------------------------------
 
     def put(self, item: Resource) -> set[str]:
-        """Remember an object, unless a later state of it is known; tells whom it is about, no one if nothing is new."""
+        """Remember an object, unless a later state of it is known; tells whom it is about, no one if nothing is new.
+
+        What differs in nothing that is remembered is not new: most of what Kubernetes tells of Jobs is not.
+        """
         metadata = item["metadata"]
         uid, kind = metadata["uid"], item["kind"]
-        if uid in self._gone or not _is_later(item, self._objects[kind].get(uid)):
+        known = self._objects[kind].get(uid)
+        if uid in self._gone or not _is_later(item, known):
             return set()
         if kind == "Event" and item.get("reason") not in TOLD_BY_EVENTS:
             return set()
         item = slim(item)
-        if kind in OUR_KINDS:
-            return self._put_resource(uid, item)
-        owner = self._owner_of(item)
-        if owner is None:
-            return set()
-        self._objects[kind][uid] = item
-        self._owned[owner][uid] = item
-        if kind == "Event":
-            self._forget_old_events(owner)
-        return {owner} if owner in self._kinds else set()
+        concerned = self._put_resource(uid, item) if kind in OUR_KINDS else self._put_owned(uid, item)
+        return set() if known is not None and _is_same(item, known) else concerned
 
     def remove(self, item: Resource) -> set[str]:
         """Forget an object for good."""
@@ -199,6 +195,16 @@ class Cache:
         self._writers[place_of(item)].add(uid)
         return concerned | self._concerned(uid, item)
 
+    def _put_owned(self, uid: str, item: Resource) -> set[str]:
+        owner = self._owner_of(item)
+        if owner is None:
+            return set()
+        self._objects[item["kind"]][uid] = item
+        self._owned[owner][uid] = item
+        if item["kind"] == "Event":
+            self._forget_old_events(owner)
+        return {owner} if owner in self._kinds else set()
+
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
         self._kinds.pop(uid, None)
         self._gone_runners.pop(uid, None)
@@ -284,6 +290,12 @@ def _is_later(item: Resource, known: Resource | None) -> bool:
     if numbers[0] is None or numbers[1] is None:
         return bool(new != old)
     return numbers[0] > numbers[1]
+
+
+def _is_same(item: Resource, known: Resource) -> bool:
+    """Tell whether two states that are remembered differ in nothing but the resourceVersion."""
+    one, other = ({**state, "metadata": {**state["metadata"], "resourceVersion": ""}} for state in (item, known))
+    return one == other
 
 
 def _is_after(item: Resource, version: str) -> bool:

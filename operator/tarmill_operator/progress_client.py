@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _MAX_BYTES = 65_536
 _AT_A_TIME = 16
+_STEP_S = 0.5
 
 Fetch = Callable[[str], Awaitable[dict[str, Any] | None]]
 """Asks a runner at an address; None where it gives no answer that can be used."""
@@ -41,11 +43,15 @@ class ProgressClient:
         self._cache = cache
         self._fetch = fetch
         self._wake = wake
-        self._every_s = every_s
-        self._at_once = max(1, int(per_second * every_s))
+        self._at_least_s = every_s
+        self._per_second = per_second
+        self._step_s = min(_STEP_S, every_s / 2)
         self._told: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, float] = {}
+        self._asking: set[str] = set()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self.every_s = every_s
+        """How often each is asked, with as many as there are now."""
 
     def of(self, observed: Observed) -> dict[str, Any] | None:
         """Give the last word of the runner of a resource's current attempt."""
@@ -59,26 +65,32 @@ class ProgressClient:
         return words
 
     async def run(self) -> None:
-        """Ask for ever."""
-        while True:
-            begun = asyncio.get_running_loop().time()
-            await self.round()
-            spent = asyncio.get_running_loop().time() - begun
-            await asyncio.sleep(max(0.5, self._every_s - spent))
+        """Ask for ever: some at each step, so that their news are spread over time."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for pod in self._next_ones(asyncio.get_running_loop().time()):
+                    group.create_task(self._ask(pod))
+                await asyncio.sleep(self._step_s)
 
-    async def round(self) -> None:
-        """Ask those that were not asked for the longest time."""
+    def _next_ones(self, now: float) -> list[Resource]:
+        """Choose who is asked at a step: those who were not asked for the longest time, first those who never were."""
         pods = {pod["metadata"]["uid"]: pod for pod in self._cache.pods() if _can_be_asked(pod)}
-        known = {pod["metadata"]["uid"] for pod in self._cache.pods()}
-        self._told = {uid: words for uid, words in self._told.items() if uid in known}
+        self._told = {uid: words for uid, words in self._told.items() if self._cache.knows("Pod", uid)}
         self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
-        next_ones = sorted(pods, key=lambda uid: self._asked.get(uid, -1.0))[: self._at_once]
-        await asyncio.gather(*(self._ask(uid, pods[uid]) for uid in next_ones))
+        self.every_s = max(self._at_least_s, len(pods) / self._per_second)
+        before = now - self.every_s
+        due = [uid for uid in pods if self._asked.get(uid, before) <= before and uid not in self._asking]
+        due.sort(key=lambda uid: self._asked.get(uid, -1.0))
+        chosen = due[: math.ceil(len(pods) * self._step_s / self.every_s)]
+        self._asked |= dict.fromkeys(chosen, now)
+        self._asking.update(chosen)
+        return [pods[uid] for uid in chosen]
 
-    async def _ask(self, uid: str, pod: Resource) -> None:
+    async def _ask(self, pod: Resource) -> None:
+        uid = pod["metadata"]["uid"]
         async with self._slots:
-            self._asked[uid] = asyncio.get_running_loop().time()
             words = await self._fetch(url_of(pod["status"]["podIP"]))
+        self._asking.discard(uid)
         if words is None:
             return
         before = self._told.get(uid)

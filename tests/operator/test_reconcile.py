@@ -228,6 +228,17 @@ def test_an_attempt_without_progress_ends_as_a_counted_failure() -> None:
     assert late.status["lastFailure"]["reason"] == "ProgressDeadline"
 
 
+def test_a_runner_is_not_late_for_what_it_was_not_asked_for_yet() -> None:
+    observed = started(resource(run={"progressDeadlineSeconds": 100}))
+    words = WORKING | {"lastProgressTime": to_text(NOW + 50)}
+    observed = replace(observed, pods=(pod_of(observed), pod_of(observed, "worker")), progress=words, asked_every_s=40)
+    at_work = reconcile(observed, NOW + 60)
+    assert at_work.requeue_s == 140
+    observed = store(observed, at_work)
+    assert reconcile(observed, NOW + 199).status["phase"] == "Running"
+    assert reconcile(observed, NOW + 200).status["phase"] == "Retrying"
+
+
 def test_the_active_deadline_counts_all_attempts_but_no_pauses() -> None:
     observed = failed_once(activeDeadlineSeconds=100, backoffBaseSeconds=50, backoffMaxSeconds=50)
     status = observed.resource["status"]
