@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tarmill_operator.conditions import TERMINAL
 from tarmill_operator.inputs import cycle_from
@@ -41,6 +41,8 @@ class Cache:
         """Uid of a resource -> its kind."""
         self._gone_runners: dict[str, Resource] = {}
         """Uid of a resource whose run goes on -> its runner's pod that was removed last."""
+        self._running: dict[str, Resource] = {}
+        """Uid of a pod -> itself, of runners that run."""
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # ---- being told -------------------------------------------------------------------------------------------------
@@ -68,6 +70,7 @@ class Cache:
         self._gone[uid] = None
         if len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
+        self._running.pop(uid, None)
         known = self._objects[kind].pop(uid, None)
         if known is None:
             return set()
@@ -163,9 +166,9 @@ class Cache:
         """Give the uids of all resources."""
         return list(self._kinds)
 
-    def pods(self) -> Iterator[Resource]:
-        """Give all pods."""
-        yield from list(self._objects["Pod"].values())
+    def running_runners(self) -> Mapping[str, Resource]:
+        """Give the runners' pods that run and have an address, by uid."""
+        return self._running
 
     def count(self) -> Counter[tuple[str, str]]:
         """Count resources by kind and phase."""
@@ -203,6 +206,10 @@ class Cache:
         self._owned[owner][uid] = item
         if item["kind"] == "Event":
             self._forget_old_events(owner)
+        if _is_running_runner(item):
+            self._running[uid] = item
+        else:
+            self._running.pop(uid, None)
         return {owner} if owner in self._kinds else set()
 
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
@@ -240,8 +247,7 @@ class Cache:
     def _keep_gone_runner(self, owner: str, item: Resource) -> None:
         """Remember how a runner went: a pod that was evicted is removed at once, and with it what it said."""
         resource = self.resource(owner)
-        is_runner = item["kind"] == "Pod" and item["metadata"].get("labels", {}).get(ROLE_LABEL) == RUNNER
-        if is_runner and resource is not None and not _has_ended(resource):
+        if _is_runner(item) and resource is not None and not _has_ended(resource):
             self._gone_runners[owner] = item
 
     def _owner_of(self, item: Resource) -> str | None:
@@ -275,6 +281,15 @@ def _input_of(item: Resource) -> Name | None:
 
 def _has_ended(resource: Resource) -> bool:
     return (resource.get("status") or {}).get("phase") in TERMINAL
+
+
+def _is_runner(item: Resource) -> bool:
+    return item["kind"] == "Pod" and (item["metadata"].get("labels") or {}).get(ROLE_LABEL) == RUNNER
+
+
+def _is_running_runner(item: Resource) -> bool:
+    status = item.get("status") or {}
+    return _is_runner(item) and status.get("phase") == "Running" and bool(status.get("podIP"))
 
 
 def _number(version: str) -> int | None:

@@ -39,7 +39,7 @@ _ASK_AGAIN_S = 3.0
 _LOOK_FOR_BACKEND_S = 5.0
 _KNOCK_S = 5.0
 _STUCK_S = 180.0
-_PROGRESS_SHARE = 0.2
+_PROGRESS_SHARE = 0.1
 """Most of the calls to the API server that may tell of progress: what begins or ends comes before it."""
 
 

@@ -34,7 +34,8 @@ class ProgressClient:
         fetch: asks one.
         wake: told of the uid of a resource whose runner said something new.
         every_s: how often each is asked; less often where there are many, see `per_second`.
-        per_second: how many are asked in a second at most, since each new word costs a write to the API server.
+        per_second: how many are asked in a second, since each new word costs a write to the API server. Those that
+            never were are asked besides: what they say first is that the job runs.
     """
 
     def __init__(
@@ -73,15 +74,15 @@ class ProgressClient:
                 await asyncio.sleep(self._step_s)
 
     def _next_ones(self, now: float) -> list[Resource]:
-        """Choose who is asked at a step: those who were not asked for the longest time, first those who never were."""
-        pods = {pod["metadata"]["uid"]: pod for pod in self._cache.pods() if _can_be_asked(pod)}
+        """Choose who is asked at a step: who never was, and a share of those who were not for the longest time."""
+        pods = self._cache.running_runners()
         self._told = {uid: words for uid, words in self._told.items() if self._cache.knows("Pod", uid)}
         self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
         self.every_s = max(self._at_least_s, len(pods) / self._per_second)
-        before = now - self.every_s
-        due = [uid for uid in pods if self._asked.get(uid, before) <= before and uid not in self._asking]
-        due.sort(key=lambda uid: self._asked.get(uid, -1.0))
-        chosen = due[: math.ceil(len(pods) * self._step_s / self.every_s)]
+        new = [uid for uid in pods if uid not in self._asked][:_AT_A_TIME]
+        due = [uid for uid, time in self._asked.items() if now - time >= self.every_s and uid not in self._asking]
+        due.sort(key=lambda uid: self._asked[uid])
+        chosen = [*new, *due[: math.ceil(len(pods) * self._step_s / self.every_s)]]
         self._asked |= dict.fromkeys(chosen, now)
         self._asking.update(chosen)
         return [pods[uid] for uid in chosen]
@@ -107,11 +108,6 @@ def url_of(address: str) -> str:
 
 def _news(words: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (words or {}).items() if name != "elapsedSeconds"}
-
-
-def _can_be_asked(pod: Resource) -> bool:
-    status, labels = pod.get("status", {}), pod["metadata"].get("labels", {})
-    return bool(labels.get(ROLE_LABEL) == RUNNER and status.get("phase") == "Running" and status.get("podIP"))
 
 
 class HttpFetch:

@@ -76,6 +76,28 @@ def test_a_state_that_differs_in_nothing_that_is_remembered_wakes_nobody_but_is_
     assert cache.put(resource(version=6, inputFrom={"kind": "ShardMap", "name": "other"})) == {OWNER}
 
 
+def test_runners_are_known_as_long_as_they_run_and_have_an_address() -> None:
+    def pod(uid: str, version: int, role: str = "runner", **status: Any) -> Resource:
+        item = child("Pod", uid, uid, version, status=status)
+        item["metadata"]["labels"]["tarmill.dev/role"] = role
+        return item
+
+    cache = Cache()
+    cache.put(pod("a", 1, phase="Pending"))
+    cache.put(pod("b", 1, phase="Running"))
+    cache.put(pod("c", 1, "worker", phase="Running", podIP="10.0.0.3"))
+    assert not cache.running_runners()
+    cache.put(pod("a", 2, phase="Running", podIP="10.0.0.1"))
+    cache.put(pod("b", 2, phase="Running", podIP="10.0.0.2"))
+    assert {uid: item["status"]["podIP"] for uid, item in cache.running_runners().items()} == {
+        "a": "10.0.0.1",
+        "b": "10.0.0.2",
+    }
+    cache.put(pod("a", 3, phase="Succeeded", podIP="10.0.0.1"))
+    cache.remove(pod("b", 3))
+    assert not cache.running_runners()
+
+
 def test_what_is_gone_stays_gone_whatever_is_told_of_it_later() -> None:
     cache = Cache()
     cache.put(resource())
