@@ -65,7 +65,7 @@ def settings_for(watches: Iterable[Watch]) -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 30
     settings.watching.chunk_size = 500
     settings.networking.request_timeout = 30
-    settings.queueing.idle_timeout = 30.0  # a task for each object, which ends after so long without news of it
+    settings.queueing.idle_timeout = 3.0  # of a task for each object; news of one come within some seconds
     settings.queueing.exit_timeout = 0.5
     settings.process.ultimate_exiting_timeout = 10
     # never written, but nothing of ours should ever carry kopf's own names
