@@ -21,6 +21,7 @@ _TIMEOUT_S = 2.0
 _MAX_BYTES = 65_536
 _AT_A_TIME = 16
 _STEP_S = 0.5
+_SILENT_S = 1.0
 
 Fetch = Callable[[str], Awaitable[dict[str, Any] | None]]
 """Asks a runner at an address; None where it gives no answer that can be used."""
@@ -35,7 +36,7 @@ class ProgressClient:
         wake: told of the uid of a resource whose runner said something new.
         every_s: how often each is asked; less often where there are many, see `per_second`.
         per_second: how many are asked in a second, since each new word costs a write to the API server. Those that
-            never were are asked besides: what they say first is that the job runs.
+            have said nothing yet are asked besides, each second: what they say first is that the job runs.
     """
 
     def __init__(
@@ -74,24 +75,31 @@ class ProgressClient:
                 await asyncio.sleep(self._step_s)
 
     def _next_ones(self, now: float) -> list[Resource]:
-        """Choose who is asked at a step: who never was, and a share of those who were not for the longest time."""
+        """Choose who is asked at a step: who has said nothing yet, and a share of those who were not asked longest."""
         pods = self._cache.running_runners()
         self._told = {uid: words for uid, words in self._told.items() if self._cache.knows("Pod", uid)}
         self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
         self.every_s = max(self._at_least_s, len(pods) / self._per_second)
-        new = [uid for uid in pods if uid not in self._asked][:_AT_A_TIME]
-        due = [uid for uid, time in self._asked.items() if now - time >= self.every_s and uid not in self._asking]
-        due.sort(key=lambda uid: self._asked[uid])
-        chosen = [*new, *due[: math.ceil(len(pods) * self._step_s / self.every_s)]]
+
+        def due(pause_s: float, *, told: bool) -> list[str]:
+            free = [uid for uid in pods if (uid in self._told) == told and uid not in self._asking]
+            asked = {uid: self._asked.get(uid, -pause_s) for uid in free}
+            return sorted((uid for uid in free if now - asked[uid] >= pause_s), key=asked.__getitem__)
+
+        share = math.ceil(len(pods) * self._step_s / self.every_s)
+        silent = due(min(self._at_least_s, _SILENT_S), told=False)
+        chosen = [*silent[:_AT_A_TIME], *due(self.every_s, told=True)[:share]]
         self._asked |= dict.fromkeys(chosen, now)
         self._asking.update(chosen)
         return [pods[uid] for uid in chosen]
 
     async def _ask(self, pod: Resource) -> None:
         uid = pod["metadata"]["uid"]
-        async with self._slots:
-            words = await self._fetch(url_of(pod["status"]["podIP"]))
-        self._asking.discard(uid)
+        try:
+            async with self._slots:
+                words = await self._fetch(url_of(pod["status"]["podIP"]))
+        finally:
+            self._asking.discard(uid)
         if words is None:
             return
         before = self._told.get(uid)
