@@ -2,8 +2,8 @@
 
 No other kind of handler: those would keep their state in annotations and finalizers of the resources.
 
-It is the handlers' filters that tell. kopf asks them about each event, and as they let none through it makes no ready
-for a call: outcomes, retries, a logger for each, an eighth of our CPU time.
+It is the handlers' filters that tell: kopf asks them about each event, and since they let none through, it prepares no
+call (outcomes, errors, another try), which costs more CPU time than what is done with the event.
 """
 
 from __future__ import annotations
