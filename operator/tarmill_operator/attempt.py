@@ -189,7 +189,8 @@ class Attempt:
                 return Verdict("Running", "Publishing", message, requeue_s=requeue)
             unheard = "; the runner cannot be asked how it goes" if self._is_unheard() else ""
             return Verdict("Running", "Working", f"shards are being worked on{unheard}", requeue_s=requeue)
-        if self._pod is not None and self._pod.get("status", {}).get("phase") == "Running":
+        is_up = self._pod is not None and self._pod.get("status", {}).get("phase") == "Running"
+        if is_up and self._children.replicas:
             return Verdict("Starting", "WaitingForWorkers", "the runner is up", requeue_s=requeue)
         return Verdict(requeue_s=requeue)
 

@@ -40,7 +40,7 @@ WATCHES = (
 )
 """Without Secrets: the operator has no right to read any."""
 
-_MORE_COMES_S = 0.2
+_MORE_COMES_S = 0.5
 """News of children come several at a time: a pod is made, bound, started. One look at all of them is enough."""
 _HEAD_START_S = 10.0
 """A resource that has no status yet goes before those that go on: somebody waits to see that it was taken."""

@@ -84,6 +84,14 @@ def test_the_phase_follows_what_the_runner_says(pods: list[str], progress: Any, 
     assert true_conditions(status) == {"Accepted", "Reconciling"}
 
 
+def test_a_job_without_workers_never_waits_for_them() -> None:
+    observed = started(resource(workers={"replicas": 0}))
+    observed = replace(observed, pods=(pod_of(observed),))
+    assert reconcile(observed, NOW).status == observed.resource["status"]
+    working = reconcile(replace(observed, progress={"format": 1, "phase": "planning"}), NOW).status
+    assert (working["phase"], working["reason"]) == ("Running", "Working")
+
+
 def test_a_runner_that_cannot_be_asked_is_taken_to_work_when_it_is_up_for_a_minute() -> None:
     observed = started(resource(run={"pendingDeadlineSeconds": 90}))
     pods = (pod_of(observed), pod_of(observed, "worker"))
