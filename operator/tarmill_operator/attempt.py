@@ -76,11 +76,11 @@ class Attempt:
         workers = self._children.workers_ref()
         complete = self._job is not None and self._observed.child(workers.kind, workers.name) is not None
         found = []
-        for one in [*self._children.before_attempt(), *self._children.attempt(self._number)]:
-            if one["kind"] == "Secret":  # which nobody here may read: it is made before the pods, and when they miss it
+        for part in self._children.parts(self._number):
+            if part.kind == "Secret":  # which nobody here may read: it is made before the pods, and when they miss it
                 there = complete and self._status.get("reason") != "SecretMissing"
-                found += [] if there else [one]
-            elif change := change_of(one, self._observed.child(one["kind"], one["metadata"]["name"])):
+                found += [] if there else [part.make()]
+            elif change := change_of(part, self._observed.child(part.kind, part.name)):
                 found.append(change)
         return found
 
@@ -165,14 +165,16 @@ class Attempt:
             if policy.pending_deadline_seconds and now - begun >= policy.pending_deadline_seconds:
                 return Verdict(over="PendingDeadline", cause=blocked or self._observed.refusal)
             return None
-        if policy.progress_deadline_seconds and now - self._progressed() >= policy.progress_deadline_seconds:
+        if policy.progress_deadline_seconds and now >= self._progress_deadline():
             waited = f"nothing went on for {policy.progress_deadline_seconds} s"
             return Verdict(failed=Cause("ProgressDeadline", f"{waited}; look for a script that hangs, or a store"))
         return None
 
-    def _progressed(self) -> float:
+    def _progress_deadline(self) -> float:
+        """Tell when the runner must have told of progress: later by the time for which it may not have been asked."""
         status = self._status
-        return max(to_seconds(status.get("lastProgressTime")) or 0.0, to_seconds(status.get("runningTime")) or 0.0)
+        last = max(to_seconds(status.get("lastProgressTime")) or 0.0, to_seconds(status.get("runningTime")) or 0.0)
+        return last + self._policy.progress_deadline_seconds + self._observed.asked_every_s
 
     def _on_the_way(self, blocked: Cause | None) -> Verdict:
         requeue = self._next_look()
@@ -187,7 +189,8 @@ class Attempt:
                 return Verdict("Running", "Publishing", message, requeue_s=requeue)
             unheard = "; the runner cannot be asked how it goes" if self._is_unheard() else ""
             return Verdict("Running", "Working", f"shards are being worked on{unheard}", requeue_s=requeue)
-        if self._pod is not None and self._pod.get("status", {}).get("phase") == "Running":
+        is_up = self._pod is not None and self._pod.get("status", {}).get("phase") == "Running"
+        if is_up and self._children.replicas:
             return Verdict("Starting", "WaitingForWorkers", "the runner is up", requeue_s=requeue)
         return Verdict(requeue_s=requeue)
 
@@ -208,7 +211,7 @@ class Attempt:
         if "runningTime" not in status and policy.pending_deadline_seconds:
             due.append(begun + policy.pending_deadline_seconds)
         if "runningTime" in status and policy.progress_deadline_seconds:
-            due.append(self._progressed() + policy.progress_deadline_seconds)
+            due.append(self._progress_deadline())
         since = self._running_since()
         if "runningTime" not in status and since is not None and self._observed.progress is None:
             due.append(max(since + UNHEARD_S, now + 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tarmill_operator.conditions import TERMINAL
 from tarmill_operator.inputs import cycle_from
@@ -41,29 +41,27 @@ class Cache:
         """Uid of a resource -> its kind."""
         self._gone_runners: dict[str, Resource] = {}
         """Uid of a resource whose run goes on -> its runner's pod that was removed last."""
+        self._running: dict[str, Resource] = {}
+        """Uid of a pod -> itself, of runners that run."""
         self._gone: OrderedDict[str, None] = OrderedDict()
 
     # ---- being told -------------------------------------------------------------------------------------------------
 
     def put(self, item: Resource) -> set[str]:
-        """Remember an object, unless a later state of it is known; tells whom it is about, no one if nothing is new."""
+        """Remember an object, unless a later state of it is known; tells whom it is about, no one if nothing is new.
+
+        What differs in nothing that is remembered is not new: most of what Kubernetes tells of Jobs is not.
+        """
         metadata = item["metadata"]
         uid, kind = metadata["uid"], item["kind"]
-        if uid in self._gone or not _is_later(item, self._objects[kind].get(uid)):
+        known = self._objects[kind].get(uid)
+        if uid in self._gone or not _is_later(item, known):
             return set()
         if kind == "Event" and item.get("reason") not in TOLD_BY_EVENTS:
             return set()
         item = slim(item)
-        if kind in OUR_KINDS:
-            return self._put_resource(uid, item)
-        owner = self._owner_of(item)
-        if owner is None:
-            return set()
-        self._objects[kind][uid] = item
-        self._owned[owner][uid] = item
-        if kind == "Event":
-            self._forget_old_events(owner)
-        return {owner} if owner in self._kinds else set()
+        concerned = self._put_resource(uid, item) if kind in OUR_KINDS else self._put_owned(uid, item)
+        return set() if known is not None and _is_same(item, known) else concerned
 
     def remove(self, item: Resource) -> set[str]:
         """Forget an object for good."""
@@ -72,6 +70,7 @@ class Cache:
         self._gone[uid] = None
         if len(self._gone) > _MAX_GONE:
             self._gone.popitem(last=False)
+        self._running.pop(uid, None)
         known = self._objects[kind].pop(uid, None)
         if known is None:
             return set()
@@ -167,9 +166,9 @@ class Cache:
         """Give the uids of all resources."""
         return list(self._kinds)
 
-    def pods(self) -> Iterator[Resource]:
-        """Give all pods."""
-        yield from list(self._objects["Pod"].values())
+    def running_runners(self) -> Mapping[str, Resource]:
+        """Give the runners' pods that run and have an address, by uid."""
+        return self._running
 
     def count(self) -> Counter[tuple[str, str]]:
         """Count resources by kind and phase."""
@@ -198,6 +197,20 @@ class Cache:
             self._readers[source].add(uid)
         self._writers[place_of(item)].add(uid)
         return concerned | self._concerned(uid, item)
+
+    def _put_owned(self, uid: str, item: Resource) -> set[str]:
+        owner = self._owner_of(item)
+        if owner is None:
+            return set()
+        self._objects[item["kind"]][uid] = item
+        self._owned[owner][uid] = item
+        if item["kind"] == "Event":
+            self._forget_old_events(owner)
+        if _is_running_runner(item):
+            self._running[uid] = item
+        else:
+            self._running.pop(uid, None)
+        return {owner} if owner in self._kinds else set()
 
     def _remove_resource(self, uid: str, item: Resource) -> set[str]:
         self._kinds.pop(uid, None)
@@ -234,8 +247,7 @@ class Cache:
     def _keep_gone_runner(self, owner: str, item: Resource) -> None:
         """Remember how a runner went: a pod that was evicted is removed at once, and with it what it said."""
         resource = self.resource(owner)
-        is_runner = item["kind"] == "Pod" and item["metadata"].get("labels", {}).get(ROLE_LABEL) == RUNNER
-        if is_runner and resource is not None and not _has_ended(resource):
+        if _is_runner(item) and resource is not None and not _has_ended(resource):
             self._gone_runners[owner] = item
 
     def _owner_of(self, item: Resource) -> str | None:
@@ -271,6 +283,15 @@ def _has_ended(resource: Resource) -> bool:
     return (resource.get("status") or {}).get("phase") in TERMINAL
 
 
+def _is_runner(item: Resource) -> bool:
+    return item["kind"] == "Pod" and (item["metadata"].get("labels") or {}).get(ROLE_LABEL) == RUNNER
+
+
+def _is_running_runner(item: Resource) -> bool:
+    status = item.get("status") or {}
+    return _is_runner(item) and status.get("phase") == "Running" and bool(status.get("podIP"))
+
+
 def _number(version: str) -> int | None:
     return int(version) if version.isdigit() else None
 
@@ -284,6 +305,12 @@ def _is_later(item: Resource, known: Resource | None) -> bool:
     if numbers[0] is None or numbers[1] is None:
         return bool(new != old)
     return numbers[0] > numbers[1]
+
+
+def _is_same(item: Resource, known: Resource) -> bool:
+    """Tell whether two states that are remembered differ in nothing but the resourceVersion."""
+    one, other = ({**state, "metadata": {**state["metadata"], "resourceVersion": ""}} for state in (item, known))
+    return one == other
 
 
 def _is_after(item: Resource, version: str) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import NamedTuple
 
 from tarmill_operator.model import Resource
 from tarmill_operator.names import HASH_ANNOTATION
@@ -20,33 +22,43 @@ def hash_of(made: Resource) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def change_of(wanted: Resource, there: Resource | None) -> Resource | None:
-    """Give what is to be applied for a child: itself, the part that differs, or None.
+class Part(NamedTuple):
+    """A child as it is to be, which is made only where that matters: most looks find all of them there.
+
+    Attributes:
+        kind, name: of it.
+        make: gives it.
+        replicas: how many pods it is to have, where that may change while it runs.
+    """
+
+    kind: str
+    name: str
+    make: Callable[[], Resource]
+    replicas: int | None = None
+
+
+def change_of(part: Part, there: Resource | None) -> Resource | None:
+    """Give what is to be applied for a child: itself, what differs of it, or None.
 
     Args:
-        wanted: as it is to be.
+        part: as it is to be.
         there: as it was seen; None where it is missing.
     """
     if there is None:
-        return wanted
+        return part.make()
     metadata = there["metadata"]
-    if wanted["kind"] in _FOLLOWS:
-        annotations = metadata.get("annotations") or {}
+    if part.kind in _FOLLOWS:
+        wanted, annotations = part.make(), metadata.get("annotations") or {}
         same = annotations.get(HASH_ANNOTATION) == wanted["metadata"]["annotations"][HASH_ANNOTATION]
         return None if same else {**wanted, "metadata": {**wanted["metadata"], "uid": metadata["uid"]}}
-    replicas = _replicas(wanted)
-    if replicas is None or replicas == _replicas(there):
+    if part.replicas is None or part.replicas == _replicas(there):
         return None
-    spec = {"replicas": replicas} if wanted["kind"] == "Deployment" else {"worker": {"replicas": replicas}}
+    spec: Resource = {"replicas": part.replicas}
     names = {name: metadata[name] for name in ("name", "namespace", "uid")}
-    return {"apiVersion": wanted["apiVersion"], "kind": wanted["kind"], "metadata": names, "spec": spec}
+    spec = spec if part.kind == "Deployment" else {"worker": spec}
+    return {"apiVersion": there["apiVersion"], "kind": part.kind, "metadata": names, "spec": spec}
 
 
-def _replicas(workers: Resource) -> int | None:
+def _replicas(workers: Resource) -> int:
     spec = workers.get("spec") or {}
-    match workers["kind"]:
-        case "Deployment":
-            return int(spec.get("replicas", 1))
-        case "DaskCluster":
-            return int((spec.get("worker") or {}).get("replicas", 1))
-    return None
+    return int((spec if workers["kind"] == "Deployment" else spec.get("worker") or {}).get("replicas", 1))

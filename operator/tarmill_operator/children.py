@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from tarmill.spec import API_VERSION
-from tarmill_operator.changes import hash_of
+from tarmill_operator.changes import Part, hash_of
 from tarmill_operator.cluster_spec import FailurePolicy, policy
 from tarmill_operator.crds import CLUSTER_FIELDS
 from tarmill_operator.model import Ref, Resource, Settings
@@ -65,19 +65,21 @@ class Children:
         full = f"{service}.{self._namespace}.svc"
         return [service, full, f"{full}.{self._settings.cluster_domain}"]
 
-    def before_attempt(self) -> list[Resource]:
-        """Give what an attempt needs to be there: spec, policy, certificates, Service."""
-        found = [self._config_map()]
-        if self.replicas:
+    def parts(self, attempt: int) -> list[Part]:
+        """Give what an attempt needs, in order: spec, policy, certificates, Service, the runner's Job, workers."""
+        name, job, workers = run_name(self._base, self._run), self.job_ref(attempt), self.workers_ref()
+        runner = Part(job.kind, job.name, lambda: self._job(attempt))
+        if not self.replicas:
+            return [Part("ConfigMap", name, self._config_map), runner]
+        return [
+            Part("ConfigMap", name, self._config_map),
             # the policy tells later that there is a Secret, see `leftovers.refs_of`
-            found += [self._network_policy(), self._secret()]
-            if self.engine == "native":
-                found.append(self._service())
-        return found
-
-    def attempt(self, number: int) -> list[Resource]:
-        """Give the runner's Job of an attempt, and the workers."""
-        return [self._job(number), *([self._workers()] if self.replicas else [])]
+            Part("NetworkPolicy", name, self._network_policy),
+            Part("Secret", self._tls, self._secret),
+            *([Part("Service", name, self._service)] if self.engine == "native" else []),
+            runner,
+            Part(workers.kind, workers.name, self._workers, self.replicas),
+        ]
 
     def workers_ref(self) -> Ref:
         """Name the workers' object."""

@@ -136,7 +136,12 @@ class Controller:
         observed = self._cache.observe(uid, self.settings)
         if observed is None:
             return None
-        return replace(observed, progress=self._progress.of(observed), refusal=self._refusals.get(uid))
+        return replace(
+            observed,
+            progress=self._progress.of(observed),
+            asked_every_s=self._progress.every_s,
+            refusal=self._refusals.get(uid),
+        )
 
     def _name_of(self, uid: str) -> str:
         resource = self._cache.resource(uid)

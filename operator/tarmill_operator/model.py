@@ -28,7 +28,6 @@ class Settings:
         image_pull_policy: likewise.
         namespace: where the operator runs; its pods alone may ask runners for their progress.
         cluster_domain: suffix of Service names.
-        progress_s: how often a runner is asked.
         dask_operator: whether DaskCluster is a kind of this cluster.
     """
 
@@ -36,7 +35,6 @@ class Settings:
     image_pull_policy: str = "IfNotPresent"
     namespace: str = ""
     cluster_domain: str = "cluster.local"
-    progress_s: float = 5.0
     dask_operator: bool = False
 
 
@@ -74,6 +72,7 @@ class Observed:
         events: warnings about its children and pods.
         gone_runner: the runner's pod that was removed last, as it was then, as far as that was seen.
         progress: what the runner of the current attempt said last, None before it said anything.
+        asked_every_s: how often runners are asked; so old may be what one said last.
         input: the resource that `inputFrom` names, None where there is none.
         input_cycle: names of resources that wait for each other in this order, ours first and last; () where ours may
             come to its turn.
@@ -90,6 +89,7 @@ class Observed:
     events: tuple[Resource, ...] = ()
     gone_runner: Resource | None = None
     progress: dict[str, Any] | None = None
+    asked_every_s: float = 0.0
     input: Resource | None = None
     input_cycle: tuple[str, ...] = ()
     first_writer: Resource | None = None

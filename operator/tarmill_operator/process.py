@@ -30,7 +30,7 @@ from tarmill_operator.model import Resource, Settings
 from tarmill_operator.progress_client import HttpFetch, ProgressClient
 from tarmill_operator.rate_limit import RateLimit
 from tarmill_operator.relist import Relist
-from tarmill_operator.watches import DASK_CLUSTERS, OUR_KINDS, WATCHES, Watch
+from tarmill_operator.watches import DASK_CLUSTERS, OUR_KINDS, WATCHES, Watch, pause_after
 from tarmill_operator.work_queue import WorkQueue, run_workers
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ _ASK_AGAIN_S = 3.0
 _LOOK_FOR_BACKEND_S = 5.0
 _KNOCK_S = 5.0
 _STUCK_S = 180.0
-_MORE_COMES_S = 0.2
-"""News of children come several at a time: a pod is made, bound, started. One look at all of them is enough."""
+_PROGRESS_SHARE = 0.1
+"""Most of the calls to the API server that may tell of progress: what begins or ends comes before it."""
 
 
 class Process:
@@ -62,14 +62,13 @@ class Process:
         self._cache = Cache()
         self._queue = WorkQueue()
         self._progress = ProgressClient(
-            self._cache, self._fetch, self._queue.add, every_s=config.progress_s, per_second=rate / 2
+            self._cache, self._fetch, self._queue.add, every_s=config.progress_s, per_second=rate * _PROGRESS_SHARE
         )
         settings = Settings(
             config.image,
             config.image_pull_policy,
             config.namespace,
             config.cluster_domain,
-            config.progress_s,
         )
         self._controller = Controller(
             self._api, self._cache, self._queue, settings, self._progress, instance=config.name, metrics=self._metrics
@@ -196,9 +195,8 @@ class Process:
         if type_ == "LISTED" and self._leads[0]:
             self._relist.hurry()
         self._relist.heard(item)
-        pause = 0.0 if item["kind"] in OUR_KINDS else _MORE_COMES_S
         for uid in self._cache.remove(item) if type_ == "DELETED" else self._cache.put(item):
-            self._queue.add(uid, pause)
+            self._queue.add(uid, pause_after(item))
 
     def _watches(self) -> tuple[Watch, ...]:
         return (*WATCHES, DASK_CLUSTERS) if self._controller.settings.dask_operator else WATCHES

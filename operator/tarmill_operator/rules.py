@@ -154,7 +154,9 @@ def _rules(pairs: list[tuple[str, str]]) -> list[Rule]:
 
 
 def _immutability_rules(properties: dict[str, Schema]) -> list[Rule]:
-    """One rule for each field, so that the message names it.
+    """One rule for each field, so that the message names it; what nearly always holds is asked first.
+
+    The API server asks all of them at each write of a status too, and takes its time for each field that a rule names.
 
     What has no bound is not held, since the API server refuses rules whose cost it cannot tell (`podTemplate`, volumes,
     ...): a run goes by what it began with.
@@ -173,7 +175,7 @@ def _immutability_rules(properties: dict[str, Schema]) -> list[Rule]:
             same = f"has({new}) ? has({old}) && {new} == {old} : !has({old})"
             rules.append(
                 {
-                    "rule": f"self.run.runId != oldSelf.run.runId || ({same})",
+                    "rule": f"({same}) || self.run.runId != oldSelf.run.runId",
                     "message": f"{before}{part} is immutable; give run.runId another value to start a new run with it",
                 }
             )

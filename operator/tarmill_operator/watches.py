@@ -40,6 +40,19 @@ WATCHES = (
 )
 """Without Secrets: the operator has no right to read any."""
 
+_MORE_COMES_S = 0.5
+"""News of children come several at a time: a pod is made, bound, started. One look at all of them is enough."""
+_HEAD_START_S = 10.0
+"""A resource that has no status yet goes before those that go on: somebody waits to see that it was taken."""
+
+
+def pause_after(item: Resource) -> float:
+    """Tell how long a look at a resource waits after news of an object; less than nothing is a head start."""
+    if item["kind"] not in OUR_KINDS:
+        return _MORE_COMES_S
+    return 0.0 if (item.get("status") or {}).get("phase") else -_HEAD_START_S
+
+
 _METADATA = (
     "name",
     "namespace",

@@ -31,6 +31,8 @@ class WorkQueue:
         self._failures: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
         self._changed = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Of the worker that waits for the next key: a change is to wake one of them, not all."""
 
     def __len__(self) -> int:
         """Count the keys that are due now."""
@@ -38,7 +40,13 @@ class WorkQueue:
         return sum(1 for due in self._due.values() if due <= now)
 
     def add(self, key: str, delay_s: float = 0.0) -> None:
-        """Give a key out after a delay, or sooner if it was to be given out sooner."""
+        """Give a key out after a delay, or sooner if it was to be given out sooner.
+
+        Args:
+            key: what to deal with.
+            delay_s: how long it waits first. Less than nothing is a head start: the key goes before those that have
+                waited for less than that, and after those that have waited for longer, so that none waits for ever.
+        """
         due = max(_now() + delay_s, self._not_before.get(key, 0.0))
         if key in self._due and self._due[key] <= due:
             return
@@ -48,22 +56,25 @@ class WorkQueue:
 
     async def take(self) -> str:
         """Wait for a key that is due, and that no other worker has; `done` gives it back."""
-        while True:
-            self._changed.clear()
-            pause = None
-            while self._heap:
-                due, _, key = self._heap[0]
-                if self._due.get(key) != due or key in self._busy:  # sooner meanwhile, or it comes back by `done`
-                    heapq.heappop(self._heap)
-                    continue
-                pause = due - _now()
-                break
-            if pause is not None and pause <= 0:
-                heapq.heappop(self._heap)
-                del self._due[key]
-                self._busy.add(key)
-                return key
-            await _wait(self._changed, pause)
+        async with self._turn:
+            while True:
+                self._changed.clear()
+                pause = self._until_next()
+                if pause is not None and pause <= 0:
+                    key = heapq.heappop(self._heap)[2]
+                    del self._due[key]
+                    self._busy.add(key)
+                    return key
+                await _wait(self._changed, pause)
+
+    def _until_next(self) -> float | None:
+        """Tell how long it takes until the first key of the heap is due; None where there is none."""
+        while self._heap:
+            due, _, key = self._heap[0]
+            if self._due.get(key) == due and key not in self._busy:
+                return due - _now()
+            heapq.heappop(self._heap)  # sooner meanwhile, or it comes back by `done`
+        return None
 
     def done(self, key: str, again_s: float | None = None) -> None:
         """Give a key back that was dealt with; `again_s` adds it again."""

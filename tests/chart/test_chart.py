@@ -128,8 +128,8 @@ def test_a_network_policy_lets_in_what_asks_for_metrics_alone(tmp_path: Path) ->
 def test_runners_are_found_by_the_labels_and_the_port_that_they_have(tmp_path: Path) -> None:
     monitor = one(rendered(tmp_path, EVERYTHING), "PodMonitor", "mill-runners")["spec"]
     job = {"metadata": {"name": "digits", "namespace": "team", "uid": "u-1"}, "kind": "ShardMap", "spec": {}}
-    made = Children({**job, "apiVersion": "tarmill.dev/v1alpha1"}, Settings("tarmill:1"), 1).attempt(1)[0]
-    template = made["spec"]["template"]
+    parts = Children({**job, "apiVersion": "tarmill.dev/v1alpha1"}, Settings("tarmill:1"), 1).parts(1)
+    template = {part.kind: part.make() for part in parts}["Job"]["spec"]["template"]
     assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert set(monitor["podTargetLabels"]) <= template["metadata"]["labels"].keys()
     ports = [port["name"] for port in template["spec"]["containers"][0]["ports"]]

@@ -58,6 +58,46 @@ def test_an_older_state_that_is_told_later_changes_nothing() -> None:
     assert known["spec"]["run"] == {"suspend": False}
 
 
+def test_a_state_that_differs_in_nothing_that_is_remembered_wakes_nobody_but_is_the_one_that_is_known() -> None:
+    cache = Cache()
+    cache.put(resource())
+    job = child("Job", "j", "1", 2, status={"active": 1, "conditions": []})
+    assert cache.put(job) == {OWNER}
+    assert cache.put(child("Job", "j", "1", 3, status={"ready": 1, "conditions": []})) == set()
+    ended = [{"type": "Complete", "status": "True"}]
+    assert cache.put(child("Job", "j", "1", 4, status={"conditions": ended})) == {OWNER}
+
+    annotated = resource(version=5)
+    annotated["metadata"] |= {"annotations": {"a": "b"}, "managedFields": [{}]}
+    assert cache.put(annotated) == set()
+    known = cache.resource(OWNER)
+    assert known is not None
+    assert known["metadata"]["resourceVersion"] == "5"  # without which no status could be stored
+    assert cache.put(resource(version=6, inputFrom={"kind": "ShardMap", "name": "other"})) == {OWNER}
+
+
+def test_runners_are_known_as_long_as_they_run_and_have_an_address() -> None:
+    def pod(uid: str, version: int, role: str = "runner", **status: Any) -> Resource:
+        item = child("Pod", uid, uid, version, status=status)
+        item["metadata"]["labels"]["tarmill.dev/role"] = role
+        return item
+
+    cache = Cache()
+    cache.put(pod("a", 1, phase="Pending"))
+    cache.put(pod("b", 1, phase="Running"))
+    cache.put(pod("c", 1, "worker", phase="Running", podIP="10.0.0.3"))
+    assert not cache.running_runners()
+    cache.put(pod("a", 2, phase="Running", podIP="10.0.0.1"))
+    cache.put(pod("b", 2, phase="Running", podIP="10.0.0.2"))
+    assert {uid: item["status"]["podIP"] for uid, item in cache.running_runners().items()} == {
+        "a": "10.0.0.1",
+        "b": "10.0.0.2",
+    }
+    cache.put(pod("a", 3, phase="Succeeded", podIP="10.0.0.1"))
+    cache.remove(pod("b", 3))
+    assert not cache.running_runners()
+
+
 def test_what_is_gone_stays_gone_whatever_is_told_of_it_later() -> None:
     cache = Cache()
     cache.put(resource())

@@ -17,7 +17,7 @@ from tarmill_operator.model import Resource
 
 def made(item: Resource | None = None, **settings: Any) -> dict[str, Resource]:
     children = Children(item or resource(), replace(SETTINGS, dask_operator=True, **settings), 1)
-    return {one["kind"]: one for one in [*children.before_attempt(), *children.attempt(2)]}
+    return {part.kind: part.make() for part in children.parts(2)}
 
 
 def pod_specs(objects: dict[str, Resource]) -> dict[str, Resource]:
@@ -135,3 +135,12 @@ def test_a_person_s_fields_are_laid_over_ours_and_lists_of_named_things_are_merg
 )  # fmt: skip
 def test_merging(below: Any, above: Any, result: Any) -> None:
     assert merged(below, above) == result
+
+
+@pytest.mark.parametrize("engine", ["native", "dask-kubernetes"])
+@pytest.mark.parametrize("replicas", [0, 2])
+def test_each_part_is_announced_by_the_kind_and_name_that_it_has(engine: str, replicas: int) -> None:
+    item = resource(cluster={"engine": engine}, workers={"replicas": replicas})
+    for part in Children(item, replace(SETTINGS, dask_operator=True), 1).parts(2):
+        one = part.make()
+        assert (one["kind"], one["metadata"]["name"]) == (part.kind, part.name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from support import virtualtime
 from tarmill_operator import progress_client
 from tarmill_operator.cache import Cache
 from tarmill_operator.model import Settings
-from tarmill_operator.progress_client import HttpFetch, ProgressClient, url_of
+from tarmill_operator.progress_client import Fetch, HttpFetch, ProgressClient, url_of
 
 OWNER = "0000000a-0000-4000-8000-000000000000"
 
@@ -44,14 +47,17 @@ def test_each_running_runner_is_asked_and_news_wake_its_resource() -> None:
         for item in (pod(1), pod(2, role="worker"), pod(3, attempt=2), pod(4, phase="Succeeded")):
             cache.put(item)
         client = ProgressClient(cache, fetch, woken.append, every_s=5, per_second=10)
-        await client.round()
-        assert sorted(asked) == ["http://10.0.0.1:8788/progress", "http://10.0.0.3:8788/progress"]
+        running = asyncio.create_task(client.run())
+        await asyncio.sleep(4)
+        assert set(asked) == {"http://10.0.0.1:8788/progress", "http://10.0.0.3:8788/progress"}
         assert woken == [OWNER]
-        await client.round()
+        await asyncio.sleep(5)
+        assert asked.count("http://10.0.0.1:8788/progress") == 2
         assert woken == [OWNER]
         done["done"] = 2
-        await client.round()
+        await asyncio.sleep(5)
         assert woken == [OWNER, OWNER]
+        running.cancel()
 
         cache.put(
             {
@@ -71,23 +77,126 @@ def test_each_running_runner_is_asked_and_news_wake_its_resource() -> None:
     virtualtime.run(story())
 
 
-def test_many_runners_are_asked_in_turn_so_that_their_news_stay_few() -> None:
-    async def story() -> list[int]:
+def asked_at(client_for: Callable[[Cache, Fetch], ProgressClient], count: int, seconds: float) -> list[list[float]]:
+    """Let a client ask runners that are all there at its start; the times at which each was asked."""
+    times: dict[str, list[float]] = {url_of(f"10.0.0.{number}"): [] for number in range(count)}
+
+    async def story() -> None:
+        cache = Cache()
+
+        async def fetch(url: str) -> dict[str, Any]:
+            times[url].append(asyncio.get_running_loop().time())
+            return {"format": 1}
+
+        for number in range(count):
+            cache.put(pod(number))
+        running = asyncio.create_task(client_for(cache, fetch).run())
+        await asyncio.sleep(seconds)
+        running.cancel()
+
+    virtualtime.run(story())
+    return list(times.values())
+
+
+@pytest.mark.parametrize(("count", "every_s"), [(1, 5.0), (20, 5.0), (100, 25.0)])
+def test_runners_are_asked_evenly_over_time_and_more_seldom_where_there_are_many(count: int, every_s: float) -> None:
+    """All at once would be a burst of writes, behind which new resources wait."""
+    times = asked_at(
+        lambda cache, fetch: ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4), count, 300
+    )
+    for first, *later in times:
+        assert first < 5  # all are new
+        pauses = [after - before for before, after in itertools.pairwise(later)]
+        assert len(pauses) >= 240 / (every_s + 1)
+        assert all(every_s <= pause <= every_s + 1 for pause in pauses)
+    per_second = Counter(int(time) for _, *later in times for time in later)
+    assert max(per_second.values()) <= 4
+
+
+def test_a_runner_that_comes_later_is_asked_before_those_that_have_said_something() -> None:
+    async def story() -> None:
         cache, asked = Cache(), []
 
-        async def fetch(url: str) -> None:
+        async def fetch(url: str) -> dict[str, Any]:
             asked.append(url)
+            return {"format": 1}
 
         for number in range(100):
             cache.put(pod(number))
         client = ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4)
         running = asyncio.create_task(client.run())
-        await asyncio.sleep(24.9)
+        await asyncio.sleep(60)
+        assert client.every_s == 25
+        cache.put(pod(100))
+        asked.clear()
+        await asyncio.sleep(1)
+        assert url_of("10.0.0.100") in asked
         running.cancel()
-        assert len(set(asked)) == 100
-        return [len(asked)]
 
-    assert virtualtime.run(story()) == [100]
+    virtualtime.run(story())
+
+
+def test_a_runner_that_only_begins_is_asked_again_a_second_later_until_it_says_something() -> None:
+    async def story() -> list[float]:
+        cache, asked = Cache(), []
+
+        async def fetch(url: str) -> dict[str, Any] | None:
+            asked.append(asyncio.get_running_loop().time())
+            return {"format": 1} if len(asked) > 3 else None
+
+        cache.put(pod(1))
+        running = asyncio.create_task(ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4).run())
+        await asyncio.sleep(12)
+        running.cancel()
+        return asked
+
+    assert virtualtime.run(story()) == [0, 1, 2, 3, 8]
+
+
+def test_a_runner_that_was_being_asked_when_asking_ended_is_asked_when_it_begins_again() -> None:
+    async def story() -> int:
+        cache, asked = Cache(), []
+
+        async def fetch(url: str) -> dict[str, Any] | None:
+            asked.append(url)
+            await asyncio.sleep(1)
+            return None
+
+        cache.put(pod(1))
+        client = ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4)
+        for _ in range(2):
+            running = asyncio.create_task(client.run())
+            await asyncio.sleep(0.1)
+            running.cancel()
+            await asyncio.sleep(2)
+        return len(asked)
+
+    assert virtualtime.run(story()) == 2
+
+
+def test_a_runner_that_hangs_is_asked_by_one_at_a_time_and_holds_nobody_up() -> None:
+    async def story() -> None:
+        cache, asked, at_a_time = Cache(), Counter[str](), Counter[str]()
+
+        async def fetch(url: str) -> dict[str, Any] | None:
+            asked[url] += 1
+            at_a_time[url] += 1
+            assert at_a_time[url] == 1
+            hangs = url.endswith(".1:8788/progress")
+            await asyncio.sleep(30 if hangs else 0)
+            at_a_time[url] -= 1
+            return None if hangs else {"format": 1}
+
+        for number in (1, 2, 3):
+            cache.put(pod(number))
+        running = asyncio.create_task(ProgressClient(cache, fetch, lambda uid: None, every_s=5, per_second=4).run())
+        await asyncio.sleep(100)
+        running.cancel()
+        hung, *others = sorted(asked.values())
+        assert hung <= 4
+        assert min(others) >= 18
+
+    virtualtime.run(story())
 
 
 @pytest.mark.parametrize(

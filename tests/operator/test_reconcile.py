@@ -84,6 +84,14 @@ def test_the_phase_follows_what_the_runner_says(pods: list[str], progress: Any, 
     assert true_conditions(status) == {"Accepted", "Reconciling"}
 
 
+def test_a_job_without_workers_never_waits_for_them() -> None:
+    observed = started(resource(workers={"replicas": 0}))
+    observed = replace(observed, pods=(pod_of(observed),))
+    assert reconcile(observed, NOW).status == observed.resource["status"]
+    working = reconcile(replace(observed, progress={"format": 1, "phase": "planning"}), NOW).status
+    assert (working["phase"], working["reason"]) == ("Running", "Working")
+
+
 def test_a_runner_that_cannot_be_asked_is_taken_to_work_when_it_is_up_for_a_minute() -> None:
     observed = started(resource(run={"pendingDeadlineSeconds": 90}))
     pods = (pod_of(observed), pod_of(observed, "worker"))
@@ -226,6 +234,17 @@ def test_an_attempt_without_progress_ends_as_a_counted_failure() -> None:
     late = reconcile(store(observed, at_work), NOW + 161)
     assert (late.status["phase"], late.status["restarts"]["counted"]) == ("Retrying", 1)
     assert late.status["lastFailure"]["reason"] == "ProgressDeadline"
+
+
+def test_a_runner_is_not_late_for_what_it_was_not_asked_for_yet() -> None:
+    observed = started(resource(run={"progressDeadlineSeconds": 100}))
+    words = WORKING | {"lastProgressTime": to_text(NOW + 50)}
+    observed = replace(observed, pods=(pod_of(observed), pod_of(observed, "worker")), progress=words, asked_every_s=40)
+    at_work = reconcile(observed, NOW + 60)
+    assert at_work.requeue_s == 140
+    observed = store(observed, at_work)
+    assert reconcile(observed, NOW + 199).status["phase"] == "Running"
+    assert reconcile(observed, NOW + 200).status["phase"] == "Retrying"
 
 
 def test_the_active_deadline_counts_all_attempts_but_no_pauses() -> None:

@@ -38,6 +38,45 @@ def test_of_several_delays_the_shortest_counts() -> None:
     assert run(story()) == 5
 
 
+def test_a_head_start_overtakes_what_has_waited_for_less_and_no_more() -> None:
+    async def story() -> list[str]:
+        queue = WorkQueue()
+        queue.add("has waited")
+        await asyncio.sleep(20)
+        queue.add("waits")
+        await asyncio.sleep(5)
+        queue.add("new", -10)
+        return [await queue.take() for _ in range(3)]
+
+    assert run(story()) == ["has waited", "new", "waits"]
+
+
+def test_a_head_start_ends_no_pause_after_a_failure() -> None:
+    async def story() -> float:
+        queue = WorkQueue(jitter=lambda: 0.0)
+        queue.add("a")
+        await queue.take()
+        queue.failed("a", at_least_s=7)
+        queue.add("a", -10)
+        await queue.take()
+        return now()
+
+    assert run(story()) == 7
+
+
+def test_a_worker_that_ends_while_it_waits_takes_nothing_with_it() -> None:
+    async def story() -> str:
+        queue = WorkQueue()
+        first, second = (asyncio.create_task(queue.take()) for _ in range(2))
+        await asyncio.sleep(1)
+        first.cancel()
+        await asyncio.sleep(1)
+        queue.add("a")
+        return await second
+
+    assert run(story()) == "a"
+
+
 def test_a_key_added_while_a_worker_has_it_comes_again_when_it_is_given_back() -> None:
     async def story() -> None:
         queue = WorkQueue()

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from support.kube import Kube
 from support.pods import has_ended, pod
@@ -44,10 +45,29 @@ def dask_operator(kube: Kube) -> Iterator[Kube]:
         settings.write_text(json.dumps(values))
         home.helm("install", "dask", str(chart), "--values", str(settings), "--wait", "--timeout", "120s")
         try:
+            _wait_until_it_watches(home)
             yield home
         finally:
             home.helm("uninstall", "dask", "--wait")
             home.kubectl("delete", "--ignore-not-found", "-f", str(chart / "crds"), timeout_s=120)
+
+
+def _wait_until_it_watches(home: Kube) -> None:
+    """Wait until it has looked at a DaskCluster; helm waits for its container only, which has still to import Dask.
+
+    The name is too long for it: it says so, and makes nothing.
+    """
+    name, nothing = "is-anybody-there-" + "x" * 40, {"containers": []}
+    spec = {"worker": {"replicas": 0, "spec": nothing}, "scheduler": {"spec": nothing, "service": {}}}
+    home.apply(
+        {"apiVersion": "kubernetes.dask.org/v1", "kind": "DaskCluster", "metadata": {"name": name}, "spec": spec}
+    )
+
+    def is_refused(found: Any) -> bool:
+        return bool(found.get("status", {}).get("phase") == "Error")
+
+    home.wait("daskcluster", name, is_refused, 120, "a word of the Dask operator")
+    home.delete("daskcluster", name)
 
 
 def _chart(home: Kube, folder: Path) -> Path:

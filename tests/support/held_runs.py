@@ -31,7 +31,7 @@ def held(system: System, space: Kube, data: Data, gate: Gate, **spec: Any) -> No
         assert phase(found) != "Failed", found["status"]
         return bool(found.get("status", {}).get("shards", {}).get("done") == 1)
 
-    space.wait("shardmap", "upper", is_held, 120, "one shard that is done")
+    space.wait("shardmap", "upper", is_held, 180, "one shard that is done")
 
 
 def ends_well(space: Kube, data: Data, gate: Gate, lost: int | None = 0) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class _Progress:
 
     def __init__(self, cluster: FakeCluster) -> None:
         self._cluster = cluster
+        self.every_s = 0.0
 
     def of(self, observed: Observed) -> dict[str, Any] | None:
         status, there = observed.resource.get("status", {}), self._cluster.running_runners()

@@ -15,7 +15,8 @@ from support.shards_in_store import Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
-DASK = {"cluster": {"engine": "dask-kubernetes"}}
+# the Dask operator tries again a minute after a call of its own that failed
+DASK = {"cluster": {"engine": "dask-kubernetes"}, "run": {"pendingDeadlineSeconds": 300}}
 
 
 @pytest.fixture(scope="module")
