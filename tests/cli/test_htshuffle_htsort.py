@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.maps import bytes_of, command, counts_balance, read_json
+from support.maps import BIN, bytes_of, command, counts_balance, environment, read_json
 from support.reorders import keys_in, manifest_of, put_records, put_shards, samples_in
 
 from tarmill.cli import main
@@ -41,6 +41,16 @@ def good(*arguments: str) -> Result:
 
 
 tools = pytest.mark.parametrize("tool", ["shuffle", "sort"])
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("tool", ["htshuffle", "htsort"])
+def test_closed_standard_streams_do_no_harm(folder: Path, tool: str, closed: str) -> None:
+    run = shlex.join([str(BIN / tool), "in-@3.tar", "out-@2.tar", "-j", "2"])
+    done = subprocess.run(["sh", "-c", f"{run} {closed}"], cwd=folder, env=environment(), timeout=100)
+    assert done.returncode == 0
+    assert len(samples_in("out-@2.tar")) == 15
+
 
 # Commands
 

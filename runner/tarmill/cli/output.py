@@ -263,6 +263,7 @@ def _warnings_as(log_format: str) -> Iterator[None]:
 def run_command(work: Callable[[], None], log_format: str = "text") -> None:
     """Run a command's work and leave the process with its exit code; the only place where errors become codes."""
     code = 0
+    _open_missing_streams()
     try:
         with _stopping(), _warnings_as(log_format):
             work()
@@ -281,6 +282,17 @@ def run_command(work: Callable[[], None], log_format: str = "text") -> None:
         _say_end("error", error.message, trace, log_format)
         code = exit_code_of(error)
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Open the null device where a standard stream is closed, or another file gets its number and is taken for it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _say_end(event: str, message: str, trace: str, log_format: str) -> None:
