@@ -63,6 +63,17 @@ def test_whether_files_are_mapped_decides_over_no_byte(
     assert bytes_of(tmp_path / "mapped") == bytes_of(tmp_path / "read")
 
 
+def test_what_the_kernel_is_told_to_forget_is_not_mapped_any_more(
+    tmp_path: Path, mapped_bytes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, told = put_shards(tmp_path, 3, 20, 3000), []
+    monkeypatch.setattr(SpanSources, "forget", lambda *_: told.append(Path("/proc/self/maps").read_text()))
+    shuffle(source, tmp_path / "out-@2.tar", plan="external")
+    assert mapped_bytes
+    assert told
+    assert not any(str(tmp_path) in maps for maps in told)
+
+
 def test_what_is_compressed_is_not_written_out_of_mapped_files(tmp_path: Path, mapped_bytes: list[int]) -> None:
     shuffle(put_shards(tmp_path, 2, 20, 3000), tmp_path / "out-@2.tar.gz")
     assert mapped_bytes == []

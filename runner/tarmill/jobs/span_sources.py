@@ -157,6 +157,12 @@ class SpanSources:
             os.posix_fadvise(self._fd(number), 0, 0, os.POSIX_FADV_RANDOM)
             os.posix_fadvise(self._fd(number), start, length, os.POSIX_FADV_WILLNEED)
 
+    def unmap(self) -> None:
+        """Unmap all that `maps` holds, for others too."""
+        self._mapped.clear()
+        if self._maps is not None:
+            self._maps.release()
+
     def forget(self, number: int, start: int, length: int) -> None:
         """Tell the kernel that a part of a source is not wanted again: a container's limit counts cached pages too."""
         with suppress(OSError):

@@ -93,8 +93,7 @@ class _Batch:
             np.concatenate([getattr(spans, name) for spans in shards])
             for name in ("starts", "lengths", "stems", "fields")
         )
-        self.maps = MappedFiles() if job.maps else None
-        self.sources = SpanSources([spans.source for spans in shards], maps=self.maps)
+        self.sources = SpanSources([spans.source for spans in shards], maps=MappedFiles() if job.maps else None)
         if isinstance(job.spec, SortSpec):
             self.keys: NDArray[Any] = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
         else:
@@ -138,6 +137,7 @@ class _Batch:
         try:
             rows = self._combined(order, writer, done) if self.combines else self._copied(order, writer)
             self.sources.verify()
+            self.sources.unmap()  # the kernel keeps pages that are mapped
             for place in places:
                 self.sources.forget(*place)
             if len(rows):
@@ -145,9 +145,8 @@ class _Batch:
                 forget_file(url)
         finally:
             writer.abort()
+            self.sources.unmap()
             self.sources.release()
-            if self.maps is not None:
-                self.maps.release()
 
     def _places(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """Tell where some consecutive samples lie: source, first byte and number of bytes."""
