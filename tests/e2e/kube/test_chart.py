@@ -12,6 +12,7 @@ from support.kube import Kube
 from support.maps import UPPER
 from support.operated import RELEASE, System, install, is_over, phase
 from support.shards_in_store import Data
+from support.waiting import wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
@@ -39,7 +40,8 @@ def test_an_upgrade_brings_the_definitions_up_to_date_while_a_job_runs(system: S
         system.home.kubectl("replace", "-f", "-", input=json.dumps(definition))
         [before] = system.pods()
         install(system.home, operator={"progressSeconds": 0.75, "logFormat": "text"})
-        assert before not in system.pods(), "the operator was not replaced"
+        # helm waits for the new pod alone: the old one may still be ending
+        wait_for(lambda: before not in system.pods(), 60, "the old operator to be gone")
         renewed = system.home.get("crd", "shardmaps.tarmill.dev")["spec"]["versions"][0]
         path = ROOT / "crds" / "tarmill.dev_shardmaps.yaml"
         wanted = yaml.safe_load(path.read_text())["spec"]["versions"][0]
