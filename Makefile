@@ -29,7 +29,7 @@ help:
 	@echo 'make crds         write crds/ again, from the specs, and their copies in the chart'
 	@echo 'make manifests    write the generated files of deploy/ again, from the chart'
 	@echo 'make docs         write the generated parts of docs/ again'
-	@echo 'make bench-check  the benchmark on about 100 MB; fails on ratios'
+	@echo 'make bench-check  the benchmark, with 3 GB on the disk and 6 GB of memory; fails on ratios'
 	@echo 'make bench        the whole benchmark, and docs/benchmark.md from it'
 	@echo 'make bench-large  shuffle and sort of 1 to 20 GB in 512 MB of memory; takes an hour and 70 GB of disk'
 	@echo 'make bench-operator  1,000 resources on a control plane with simulated pods, start times on a node; 6 minutes'

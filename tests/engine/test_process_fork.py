@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from support.engineruns import driver_environment, is_alive, run_driver
-from support.enginetasks import starts
-from support.waiting import wait_for
+from support.engineruns import run_driver
 
 HEAD = """
 import os, sys, threading
@@ -95,17 +91,3 @@ with process_engine(1, forks=True) as engine:
     print(os.read(ours, 1), are_copies(engine))
 """
     assert said_by(program) == ["b'' {True}"]
-
-
-def test_copies_end_when_their_driver_is_killed(tmp_path: Path) -> None:
-    program = f"list(process_engine(2, forks=True).run(perform, [Job(i, 'tidy', {str(tmp_path)!r}) for i in (0, 1)]))"
-    driver = subprocess.Popen([sys.executable, "-c", f"{HEAD}\n{program}"], env=driver_environment())
-    try:
-        wait_for(lambda: starts(tmp_path, 0) and starts(tmp_path, 1))
-    finally:
-        driver.kill()
-        driver.wait()
-    for index in (0, 1):
-        (pid,) = starts(tmp_path, index)
-        wait_for(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
-        assert (tmp_path / f"tidied-{index}").exists()

@@ -246,10 +246,11 @@ def test_an_engine_wants_at_least_one_worker() -> None:
         ProcessEngine(0)
 
 
-def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forks", [False, True])
+def test_workers_end_when_their_driver_is_killed(tmp_path: Path, forks: bool) -> None:
     code = (
         "from support.enginetasks import *; from tarmill.engine.processes import *\n"
-        f"list(process_engine(2).run(perform, [Job(i, 'tidy', {str(tmp_path)!r}) for i in range(2)]))"
+        f"list(process_engine(2, forks={forks}).run(perform, [Job(i, 'tidy', {str(tmp_path)!r}) for i in range(2)]))"
     )
     driver = subprocess.Popen([sys.executable, "-c", code], env=driver_environment())
     try:

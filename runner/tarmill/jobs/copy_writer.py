@@ -179,18 +179,19 @@ class CopyWriter:
     def _copy_mapped(self, sources: SpanSources, chunk: Chunk) -> bool:
         """Have the kernel copy samples out of mapped files, and hash what it wrote; False where that cannot be."""
         small = chunk.size_bytes <= _MAPPED_BYTES * len(chunk.lengths)
-        pieces = sources.mapped(*chunk.ranges) if small else None
+        if not (small and sources.may_map and self.output.takes_mapped):
+            return False
+        pieces = sources.mapped(*chunk.ranges)
         if pieces is None:
             return False
         if self.block is None:
             self.block = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
         try:
-            written = self.output.copy_mapped(pieces, self.block[: chunk.size_bytes])
+            written = self.block[: chunk.size_bytes]
+            self.output.copy_mapped(pieces, written)
         except MappedReadError:
             sources.tell_why(*chunk.ranges)
             raise
-        if written is None:
-            return False
         ends = list(accumulate(chunk.lengths))
         self.proof.add(hashes_of(map(written.__getitem__, map(slice, [0, *ends], ends))))
         return True

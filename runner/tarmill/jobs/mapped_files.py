@@ -19,7 +19,7 @@ class MappedFiles:
         return len(self._files)
 
     def map(self, source: Source, fd: int) -> memoryview:
-        """Give a whole file; nobody but the kernel may touch it, which an end of the file only surprises, not kills.
+        """Give a whole file; nobody but the kernel may touch it, to which a file that became shorter is just an error.
 
         Args:
             source: says which file in which version.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 from xxhash import xxh3_128
@@ -180,26 +181,26 @@ class ShardOutput:
             write(block)
         self.copied += samples
 
-    def copy_mapped(self, pieces: list[memoryview], block: memoryview) -> memoryview | None:
+    @cached_property
+    def takes_mapped(self) -> bool:
+        """Whether `copy_mapped` can be used: not where what is written has to be touched."""
+        return self._codec == "none" and self._stream.mapped() is not None
+
+    def copy_mapped(self, pieces: list[memoryview], block: memoryview) -> None:
         """Append samples, one a piece, that lie in mapped files, without a step in this process.
 
         Args:
             pieces: the samples.
-            block: as long as all of them.
-
-        Returns:
-            `block`, with what was written read back; None where nothing was, since this output has to touch it.
+            block: as long as all of them; filled with what was written, read back.
         """
-        mapped = self._stream.mapped() if self._codec == "none" else None
-        if mapped is None:
-            return None
+        mapped = self._stream.mapped()
+        assert mapped is not None
         self.sink.drain()
         mapped.write_mapped(pieces, len(block))
         mapped.read_back(block)
         self._hash.update(block)
         self._meter.written_bytes += len(block)
         self.copied += len(pieces)
-        return block
 
     def commit(self) -> OutputShard:
         """End the archive and publish it; of a shard with copied samples neither members nor digest are known."""

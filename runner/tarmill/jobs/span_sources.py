@@ -83,6 +83,11 @@ class SpanSources:
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
         return pieces
 
+    @property
+    def may_map(self) -> bool:
+        """Whether `mapped` may give something."""
+        return self._maps is not None
+
     def mapped(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview] | None:
         """Give many ranges as pieces of mapped files, which nobody but the kernel may touch.
 
