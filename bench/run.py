@@ -223,7 +223,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only what bars need; exit 1 below a floor")
     parser.add_argument("--rounds", type=int, help="rounds (5, with --check 2)")
-    parser.add_argument("--scale", type=float, default=1.0, help="1.0 keeps 100 MB on the disk, and 2.5 GB while it runs")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="1.0 keeps 100 MB on the disk, and 2.5 GB while it runs"
+    )
     parser.add_argument("--only", help="only rows whose name contains this")
     parser.add_argument("--no-http", action="store_true", help="leave out the rows that need nginx")
     parser.add_argument("--no-s3", action="store_true", help="leave out the rows that need SeaweedFS")
