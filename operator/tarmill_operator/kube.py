@@ -46,8 +46,9 @@ class Kube:
         self._limit = limit
         self._observer = observer
         self._session: aiohttp.ClientSession | None = None
-        self.unanswered = 0
-        """Calls in a row that got no answer."""
+        self._away = False
+        self.outages = 0
+        """How often a call was answered after one that was not."""
 
     async def close(self) -> None:
         """Close connections."""
@@ -157,11 +158,12 @@ class Kube:
                 status = answer.status
                 data = await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self.unanswered += 1
+            self._away = True
             raise ApiError(0, f"{method} {path}: {str(error) or type(error).__name__}") from error
         finally:
             self._observer(verb, status)
-        self.unanswered = 0
+        self.outages += self._away
+        self._away = False
         if status >= 400:
             raise self._error(status, data, answer.headers.get("Retry-After"))
         return data

@@ -223,15 +223,15 @@ class Process:
 
     async def _notice_outages(self) -> None:
         """List all when the API server is back, and try again at once what failed meanwhile."""
-        away = False
+        noticed = self._api.outages + self._lease_api.outages
         while True:
             await asyncio.sleep(1)
-            unanswered = self._api.unanswered + self._lease_api.unanswered
-            if away and not unanswered:
+            outages = self._api.outages + self._lease_api.outages
+            if outages != noticed:
                 log.warning("the API server answers again")
                 self._relist.hurry()
                 self._queue.end_pauses()
-            away = unanswered > 0
+            noticed = outages
 
     async def _knock(self) -> None:
         while True:

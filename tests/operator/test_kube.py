@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -175,14 +177,33 @@ def test_no_answer_is_an_error_after_a_time(call: Callable[..., Any], monkeypatc
         await asyncio.sleep(1)
         return web.Response()
 
-    async def do(client: Kube) -> int:
+    async def do(client: Kube) -> None:
         with pytest.raises(ApiError) as caught:
             await client.get("team", Ref("v1", "Pod", "p"))
         assert (caught.value.status, caught.value.is_transient) == (0, True)
-        return client.unanswered
 
-    unanswered, seen = call(answer, do)
-    assert (unanswered, seen) == (1, [("get", 0)])
+    _, seen = call(answer, do)
+    assert seen == [("get", 0)]
+
+
+def test_the_first_answer_after_none_ends_an_outage_however_short_it_was(call: Callable[..., Any]) -> None:
+    turn = itertools.count()
+
+    async def answer(request: web.Request) -> web.Response:
+        if next(turn) in (1, 2, 4) and request.transport is not None:
+            request.transport.abort()
+        return web.json_response(JOB)
+
+    async def do(client: Kube) -> list[int]:
+        seen = []
+        for _ in range(6):
+            with contextlib.suppress(ApiError):
+                await client.apply(JOB)  # what is not idempotent is not sent again by aiohttp
+            seen.append(client.outages)
+        return seen
+
+    outages, _ = call(answer, do)
+    assert outages == [0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,13 @@ def note(key):
     login = base64.b64encode((os.environ["TARMILL_HTTP_USER"] + ":" + os.environ["TARMILL_HTTP_PASSWORD"]).encode())
     request = urllib.request.Request({begun!r} + "/" + key + "." + uuid.uuid4().hex, b"", method="PUT")
     request.add_header("Authorization", "Basic " + login.decode())
-    urllib.request.urlopen(request, timeout=20).close()
+    for left in reversed(range(200)):
+        try:
+            return urllib.request.urlopen(request, timeout=20).close()
+        except OSError:  # a kubelet that comes back has the storage's Service without a pod for a moment
+            if not left:
+                raise
+            time.sleep(0.1)
 """
 
 HANGING = """
