@@ -89,22 +89,6 @@ class PositionalReads(Protocol):
         """Give the bytes from an offset as an object of their own; fewer at the end."""
 
 
-class MappedWrites(Protocol):
-    """Appending out of mapped files, of which nothing comes into this process."""
-
-    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int, /) -> None:
-        """Append pieces of mapped files, `size_bytes` in all.
-
-        Only the kernel touches them, so that a file that became shorter is an error and not the end of the process.
-
-        Raises:
-            MappedReadError: a piece cannot be read; a part of them may be written.
-        """
-
-    def read_back(self, buffer: memoryview, /) -> None:
-        """Fill `buffer` with the last bytes that were appended, as they are in the file."""
-
-
 class ReadStream(io.RawIOBase):
     """Bytes of one version of one object; `stat` is what was opened.
 
@@ -147,6 +131,10 @@ class PendingCommit(Protocol):
 
     def cancel(self) -> bool:
         """Stop it; True when the object certainly does not appear through this commit."""
+
+
+Bytes = bytes | bytearray | memoryview
+"""Data of which `len` tells how many bytes they are."""
 
 
 class FinishedCommit:
@@ -205,13 +193,9 @@ class WriteStream(ABC):
         self.bytes_written += len(view)
         return len(view)
 
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
+    def write_all(self, pieces: Iterable[Bytes], /) -> int:
         """Append many pieces in order, in as few system calls as the store can; returns their length in all."""
         return self.write(b"".join(pieces))
-
-    def mapped(self) -> MappedWrites | None:
-        """Give what appends pieces of mapped files; None where this store has to touch what it writes."""
-        return None
 
     def commit(self) -> Stat:
         """Publish what was written and wait until it is stored; returns its stat, as `receipt` does later.

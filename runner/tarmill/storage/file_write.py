@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from tarmill.errors import MappedReadError, OutputExistsError, SpecError, StorageError
-from tarmill.storage.base import Stat, WriteStream
+from tarmill.errors import OutputExistsError, SpecError, StorageError
+from tarmill.storage.base import Bytes, Stat, WriteStream
+from tarmill.storage.direct_write import DirectWriter, lies_on_a_disk
 from tarmill.storage.file_facts import must_be_regular, raise_os_error, stat_of
 from tarmill.storage.settings import current_settings
 
@@ -33,7 +34,8 @@ class FileWriteStream(WriteStream):
         self._exclusive = exclusive
         self._folder, name = os.path.split(self._path)
         self._folder = self._folder or "."
-        self._fd = self._back = -1
+        self._fd = -1
+        self._direct: DirectWriter | None = None
         self._temp = os.path.join(self._folder, temp_name(name, owner))
         try:
             self._open(url, name)
@@ -48,6 +50,8 @@ class FileWriteStream(WriteStream):
             raise SpecError(f"{url!r} names a folder; expected a file name at its end", field="url", value=url)
         os.makedirs(self._folder, exist_ok=True)
         self._fd = os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if current_settings().fsync and lies_on_a_disk(self._fd):
+            self._direct = DirectWriter(self._fd)
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Append all of `data`; returns its length."""
@@ -55,18 +59,23 @@ class FileWriteStream(WriteStream):
         view = memoryview(data)
         size = view.nbytes
         try:
-            done = os.write(self._fd, view)
-            while done < size:  # the kernel takes at most 2 GiB at once, and less on a full disk
-                done += os.write(self._fd, view.cast("B")[done:])
+            if self._direct is not None:
+                self._direct.append(view.cast("B"))
+            else:
+                done = os.write(self._fd, view)
+                while done < size:  # the kernel takes at most 2 GiB at once, and less on a full disk
+                    done += os.write(self._fd, view.cast("B")[done:])
         except OSError as error:
             raise_os_error(error, self.url, "writing")
         self.bytes_written += size
         return size
 
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
-        """Append many pieces by gathering writes, without joining them."""
+    def write_all(self, pieces: Iterable[Bytes], /) -> int:
+        """Append many pieces by gathering writes, without joining them where nothing else does."""
+        if self._direct is not None:
+            return self.write(b"".join(pieces))
         self._must_be_open()
-        rest = [memoryview(piece).cast("B") for piece in pieces]
+        rest = list(pieces)
         total = sum(map(len, rest))
         try:
             self._gather(rest, total)
@@ -75,57 +84,16 @@ class FileWriteStream(WriteStream):
         self.bytes_written += total
         return total
 
-    def mapped(self) -> FileWriteStream | None:
-        """Give this stream, unless what is being written cannot be read: buckets mounted as file systems refuse."""
-        if self._back < 0:
-            try:
-                self._back = os.open(self._temp, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                return None
-        return self
-
-    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int, /) -> None:
-        """Append pieces of mapped files (see `MappedWrites`)."""
-        self._must_be_open()
-        try:
-            missing = self._gather(list(pieces), size_bytes)
-        except OSError as error:
-            missing = error.errno == errno.EFAULT
-            if not missing:
-                raise_os_error(error, self.url, "writing")
-        if missing:
-            raise MappedReadError(
-                f"what was to be copied to {self.url} cannot be read: it became shorter, or its disk failed",
-                url=self.url,
-            )
-        self.bytes_written += size_bytes
-
-    def read_back(self, buffer: memoryview, /) -> None:
-        """Read the last bytes that were written (see `MappedWrites`)."""
-        start, have = self.bytes_written - len(buffer), 0
-        try:
-            while have < len(buffer):
-                count = os.preadv(self._back, [buffer[have:]], start + have)
-                if not count:
-                    raise StorageError(f"{self.url} is shorter than what was written to it", url=self.url)
-                have += count
-        except OSError as error:
-            raise_os_error(error, self.url, "reading back")
-
-    def _gather(self, rest: list[memoryview], left: int) -> int:
-        """Write pieces of `left` bytes in all; how many those are fewer."""
+    def _gather(self, rest: list[Bytes], left: int) -> None:
         at = 0
-        while at < len(rest):
+        while left:
             done = os.writev(self._fd, rest[at : at + _PIECES_PER_CALL])
             left -= done
-            if not left:
-                break
-            while at < len(rest) and done >= len(rest[at]):
+            while left and done >= len(rest[at]):
                 done -= len(rest[at])
                 at += 1
-            if done:
-                rest[at] = rest[at][done:]
-        return left
+            if left and done:
+                rest[at] = memoryview(rest[at])[done:]
 
     def _write(self, data: memoryview) -> None:
         raise AssertionError("write and write_all do it themselves")
@@ -133,10 +101,11 @@ class FileWriteStream(WriteStream):
     def _commit(self) -> Stat:
         sync = current_settings().fsync
         try:
+            if self._direct is not None:
+                self._direct.finish()
             if sync:
                 os.fsync(self._fd)
             receipt = stat_of(self.url, os.fstat(self._fd))
-            self._close_back()
             fd, self._fd = self._fd, -1
             os.close(fd)  # network file systems tell of a full disk here
             if self._exclusive:
@@ -166,13 +135,9 @@ class FileWriteStream(WriteStream):
             raise
         os.unlink(self._temp)
 
-    def _close_back(self) -> None:
-        if self._back >= 0:
-            fd, self._back = self._back, -1
-            os.close(fd)
-
     def _abort(self) -> None:
-        self._close_back()
+        if self._direct is not None:
+            self._direct.release()
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with suppress(OSError):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from xxhash import xxh3_128
 
 from tarmill.errors import NotFoundError, OutputExistsError, StorageError
-from tarmill.storage.base import Stat
+from tarmill.storage.base import Bytes, Stat
 from tarmill.storage.file_write import temp_name
 from tarmill.storage.fsspec_mount import Mount
 from tarmill.storage.fsspec_read import FsspecBody, look
@@ -30,7 +30,7 @@ from tarmill.storage.upload_stream import UploadStream
 from tarmill.storage.urls import mask
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    pass
 
 _BLOCK_BYTES = 8 << 20
 _ONE_CALL_BYTES = 1 << 20
@@ -47,7 +47,7 @@ class FsspecWriteStream(UploadStream):
         self._exclusive = exclusive
         self._hash = xxh3_128() if settings.verify_uploads == "hash" else None
 
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
+    def write_all(self, pieces: Iterable[Bytes], /) -> int:
         """Append many pieces, joined."""
         return self.write(b"".join(pieces))
 

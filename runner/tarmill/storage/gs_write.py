@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tarmill.errors import NotFoundError, OutputExistsError, StorageError
-from tarmill.storage.base import Stat
+from tarmill.storage.base import Bytes, Stat
 from tarmill.storage.gs_client import GsClient
 from tarmill.storage.gs_names import generation_of, object_path, resource_stat, split_url
 from tarmill.storage.gs_read import GsBody, stat_once
@@ -24,7 +24,7 @@ from tarmill.storage.upload_stream import UploadStream
 from tarmill.storage.urls import mask
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    pass
 
 CHUNK_UNIT_BYTES = 256 << 10  # the server takes only multiples of it, but for the last chunk
 CHUNK_BYTES = 8 << 20
@@ -82,7 +82,7 @@ class GsWriteStream(UploadStream):
         self._session: Session | None = None
         self._sending: _Sending | None = None
 
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
+    def write_all(self, pieces: Iterable[Bytes], /) -> int:
         """Append many pieces, without joining them first."""
         return sum(map(self.write, pieces))
 

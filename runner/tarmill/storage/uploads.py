@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128
 
 from tarmill.errors import OutputExistsError, StorageError
-from tarmill.storage.base import Stat
+from tarmill.storage.base import Bytes, Stat
 from tarmill.storage.body import ResumingBody
 from tarmill.storage.pending import UploadCancelled
 from tarmill.storage.settings import StorageSettings
@@ -46,7 +46,7 @@ class RemoteWriteStream(UploadStream):
         self.bytes_written += len(block)
         return len(block)
 
-    def write_all(self, pieces: Iterable[ReadableBuffer], /) -> int:
+    def write_all(self, pieces: Iterable[Bytes], /) -> int:
         """Append many pieces, joined."""
         return self.write(b"".join(pieces))
 
