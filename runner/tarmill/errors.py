@@ -131,10 +131,6 @@ class ChangedError(StorageError):
     """The object is no longer the version that was pinned when reading began."""
 
 
-class MappedReadError(StorageError):
-    """A mapped file could not be read while it was copied."""
-
-
 class NoSpaceError(StorageError):
     """The store or the scratch folder is full."""
 

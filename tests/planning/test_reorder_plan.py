@@ -25,6 +25,7 @@ USUAL = Facts(
     scratch_bytes=100 * GB,
     workers=4,
     cluster=False,
+    apart=True,
 )
 REMOTE: dict[str, Any] = {"local": False}
 PACKED: dict[str, Any] = {"local": False, "plain": False}
@@ -58,9 +59,10 @@ def test_a_plan_is_chosen_by_sizes(facts: dict[str, Any], kind: str) -> None:
     [
         ("local", {"input_bytes": 4 * GB}, True),
         ("local", {"input_bytes": 4 * GB + 1}, False),
-        ("local", {"input_bytes": GB, "cluster": True}, False),
+        ("local", {"input_bytes": GB, "apart": False}, False),
         ("external", {}, True),
-        ("external", {"cluster": True}, False),
+        ("external", {"apart": False}, False),
+        ("memory", {}, False),
     ],
 )
 def test_files_are_mapped_where_there_is_room_for_what_is_used_of_them(

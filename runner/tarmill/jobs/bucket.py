@@ -88,7 +88,7 @@ class _Copying:
                     writer = writer or CopyWriter(task.job, output.number, output.url)
                     if bucket is not None and output.begin < output.end:
                         begin, end = _inside(bucket, output, task.unit)
-                        writer.take(bucket.sources, bucket.picks.part(begin, end))
+                        writer.take(bucket.sources, bucket.picks.part(begin, end), bucket.portions)
                         if (
                             end == len(bucket.picks.lengths)
                             and number + 1 < task.buckets

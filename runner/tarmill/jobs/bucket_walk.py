@@ -13,10 +13,11 @@ from tarmill import storage
 from tarmill.formats.keys import key_function
 from tarmill.formats.span_order import order_of, runs_of
 from tarmill.formats.tar_span import decode_span
-from tarmill.jobs.copy_writer import Picks
+from tarmill.jobs.copy_writer import Picks, Portions
 from tarmill.jobs.long_keys import settle_long_keys
 from tarmill.jobs.ordering import cached_ordering
 from tarmill.jobs.run_files import joined_column, read_rows
+from tarmill.jobs.run_stretches import RunStretches
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.external_tasks import BucketTask, Located, Run
@@ -89,6 +90,8 @@ class Bucket:
     scratch: list[ScratchFile]
     places: list[tuple[int, int, int]]
     """Where its samples lie in local runs: source, first byte and number of bytes."""
+    stretches: RunStretches | None
+    """What reads samples to copy out of local runs."""
 
     def positions(self, unit: str) -> NDArray[np.int64]:
         """Give the places of the samples in the global order, in samples or bytes."""
@@ -98,8 +101,15 @@ class Bucket:
         starts: NDArray[np.int64] = self.first_byte + ends - self.picks.lengths
         return starts
 
+    @property
+    def portions(self) -> Portions | None:
+        """What gives some of its samples a portion at a time (see `CopyWriter.take`)."""
+        return self.stretches.portions if self.stretches is not None else None
+
     def release(self) -> None:
         """Close its files, and remove what was fetched for it."""
+        if self.stretches is not None:
+            self.stretches.release()
         for place in self.places:
             self.sources.forget(*place)
         self.sources.release()
@@ -149,13 +159,14 @@ class Walk:
         groups = joined_column(pieces, "group")[order] if task.inputs else None
         stems, fields, shards = (joined_column(pieces, name)[order] for name in ("stem", "fields", "shard"))
         fresh = runs_of(groups) if groups is not None else None
-        picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh, in_runs=True)
+        picks = Picks(run[order], starts[order], lengths[order], stems, fields, fresh)
         if not local:
             opened = SpanSources(known)
-        places = []
+        places, stretches = [], None
         if near and not rows_only:
             places = [(index, begin, end - begin) for index, (begin, end) in enumerate(place.data) if end > begin]
-        for where in places:
+            stretches = RunStretches(known, opened) if groups is None else None
+        for where in places if stretches is None else ():
             opened.announce(*where)
         self.current = Bucket(
             place.first_sample,
@@ -165,7 +176,8 @@ class Walk:
             groups,
             opened,
             scratch,
-            places if near and not rows_only else [],
+            places,
+            stretches,
         )
         return self.current
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import mmap
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 from xxhash import xxh3_128, xxh3_128_intdigest
 
 from tarmill.engine.meter import current
-from tarmill.errors import MappedReadError, SampleError
+from tarmill.errors import SampleError
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.keys import key_function
 from tarmill.formats.range_hash import HashSum, hashes_of
@@ -30,8 +29,6 @@ from tarmill.values import valueclass
 
 _CHUNK_BYTES = 512 << 10  # less costs calls, more leaves the cache before it is written
 _CHUNK_ROWS = 512
-_MAPPED_BYTES = 32 << 10
-"""Samples above this, on average, gain nothing by being mapped, since what is written is read back."""
 _ROWS = 16 << 10
 
 
@@ -48,14 +45,12 @@ class Picks:
     """Signature of its fields."""
     fresh: NDArray[Any] | None
     """Where a group begins; None where nothing is reduced."""
-    in_runs: bool = False
-    """Whether those of one source lie there in this order, one behind the other."""
 
     def part(self, begin: int, end: int) -> Picks:
         """Give some of them."""
         here = slice(begin, end)
         columns = (self.source[here], self.starts[here], self.lengths[here], self.stems[here], self.fields[here])
-        return Picks(*columns, self.fresh[here] if self.fresh is not None else None, self.in_runs)
+        return Picks(*columns, self.fresh[here] if self.fresh is not None else None)
 
     def rows(self) -> Iterator[tuple[int, int, int]]:
         """Give (source, start, length) as Python's integers, which take several times the room of the columns."""
@@ -98,6 +93,9 @@ class Chunk(NamedTuple):
         return self[:3]
 
 
+Portions = Callable[[Picks], Iterable[tuple[SpanSources, Picks]]]
+
+
 def output_of(job: Job, url: str) -> ShardOutput:
     """Begin an output shard of a job."""
     return ShardOutput(url, name_in(job.folder, url), job.job, job.spec.level, current())
@@ -133,7 +131,6 @@ class CopyWriter:
         self.split = key_function(job.spec.key_function)
         self.names = ShardNames()
         self.output = output_of(job, url)
-        self.block: memoryview | None = None
 
     def __enter__(self) -> CopyWriter:
         return self
@@ -146,24 +143,31 @@ class CopyWriter:
         verify()
         return finish_output(self.job, self.number, self.output, self.counts, self.proof.total(), self.change)
 
-    def take(self, sources: SpanSources, picks: Picks) -> None:
-        """Write samples in the order given."""
+    def take(self, sources: SpanSources, picks: Picks, portions: Portions | None = None) -> None:
+        """Write samples in the order given.
+
+        Args:
+            sources: where they are read, one by one or many.
+            picks: the samples.
+            portions: gives some of them a portion at a time, and where those are read; as above without it.
+        """
         position = 0
-        for place in self.names.clashes(picks.stems, picks.fields):
-            self._copy(sources, picks.part(position, place))
-            self._copy_renamed(sources, picks, place)
+        for place in chain(self.names.clashes(picks.stems, picks.fields), [len(picks.stems)]):
+            part = picks.part(position, place)
+            for where, portion in portions(part) if portions is not None else [(sources, part)]:
+                self._copy(where, portion)
+            if place < len(picks.stems):
+                self._copy_renamed(sources, picks, place)
             position = place + 1
-        self._copy(sources, picks.part(position, len(picks.stems)))
 
     def _copy(self, sources: SpanSources, picks: Picks) -> None:
         """Copy samples as they are: the hot loop."""
         meter, output = self.meter, self.output
         for chunk in picks.chunks():
             if isinstance(chunk, Chunk):
-                if not self._copy_mapped(sources, chunk):
-                    pieces = sources.read_runs(*chunk.ranges) if picks.in_runs else sources.read(*chunk.ranges)
-                    self.proof.add(hashes_of(pieces))
-                    output.copy(len(pieces), pieces)
+                read = sources.read(*chunk.ranges)
+                self.proof.add(hashes_of(read.samples))
+                output.copy(len(read.samples), read.blocks)
                 meter.samples += len(chunk.lengths)
                 meter.read_bytes += chunk.size_bytes
             else:
@@ -175,26 +179,6 @@ class CopyWriter:
                 output.copied += 1
                 meter.samples += 1
                 meter.read_bytes += chunk[2]
-
-    def _copy_mapped(self, sources: SpanSources, chunk: Chunk) -> bool:
-        """Have the kernel copy samples out of mapped files, and hash what it wrote; False where that cannot be."""
-        small = chunk.size_bytes <= _MAPPED_BYTES * len(chunk.lengths)
-        if not (small and sources.may_map and self.output.takes_mapped):
-            return False
-        pieces = sources.mapped(*chunk.ranges)
-        if pieces is None:
-            return False
-        if self.block is None:
-            self.block = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
-        try:
-            written = self.block[: chunk.size_bytes]
-            self.output.copy_mapped(pieces, written)
-        except MappedReadError:
-            sources.tell_why(*chunk.ranges)
-            raise
-        ends = list(accumulate(chunk.lengths))
-        self.proof.add(hashes_of(map(written.__getitem__, map(slice, [0, *ends], ends))))
-        return True
 
     def _copy_renamed(self, sources: SpanSources, picks: Picks, position: int) -> None:
         """Write a sample under another key, since its own clashes with that of one before it."""

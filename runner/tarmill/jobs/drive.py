@@ -34,7 +34,14 @@ def settings_of(options: RunOptions) -> storage.StorageSettings:
     return settings
 
 
-def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str], *, forks: bool = False) -> Engine:
+def urls_of_this_process(urls: Sequence[str]) -> list[str]:
+    """Pick those that no other process can read or write: streams and memory."""
+    return [url for url in urls if storage.capabilities(url).shared == "process"]
+
+
+def choose_engine(
+    options: RunOptions, tasks: int, urls: Sequence[str], *, forks: bool = False, apart: bool = False
+) -> Engine:
     """Pick where tasks run: a Dask scheduler when one is named, worker processes, or this process for one worker.
 
     Args:
@@ -42,11 +49,12 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str], *, forks
         tasks: how many there are; no more workers than that.
         urls: what the tasks read and write; streams and memory stay in this process.
         forks: the tasks run no code of users, so that worker processes may begin as copies of this one.
+        apart: a fault of a task may end its process, which must not be this one.
 
     Raises:
         UsageError: `-c` with a stream or memory, which workers elsewhere cannot reach.
     """
-    here = [url for url in urls if storage.capabilities(url).shared == "process"]
+    here = urls_of_this_process(urls)
     if options.scheduler:
         if here:
             raise UsageError(
@@ -71,7 +79,7 @@ def choose_engine(options: RunOptions, tasks: int, urls: Sequence[str], *, forks
     remote = any(storage.capabilities(url).shared == "everywhere" for url in urls)
     # an upload waits for the network while nothing is computed: twice the processes keep the cores busy
     workers = min(options.workers or (2 * cores if remote else cores), tasks)
-    if here or (workers <= 1 and not options.task_timeout):
+    if here or (workers <= 1 and not options.task_timeout and not apart):
         return serial_engine()
     from tarmill.engine.processes import process_engine
 

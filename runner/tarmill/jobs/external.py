@@ -39,7 +39,8 @@ def reorder_externally(work: Reorder) -> None:
     """Do all passes; failures go into the report."""
     tasks = batch_tasks(work)
     urls = [work.inputs[0].shard.url, work.out.folder or "./"]
-    with choose_engine(work.options, max(2, len(tasks)), urls, forks=not work.runs_scripts) as engine:
+    alone = {"forks": not work.runs_scripts, "apart": work.job.maps}
+    with choose_engine(work.options, max(2, len(tasks)), urls, **alone) as engine:
         first = work.inputs[0].shard
         if first.url != "-":
             probe_workers(engine, first, from_anywhere(work.out.folder or "./"))

@@ -1,4 +1,4 @@
-"""Local files mapped into memory, for the kernel to copy samples from: pages stay mapped from task to task."""
+"""Local files mapped into memory, to copy samples from: pages stay mapped from task to task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MappedFiles:
         return len(self._files)
 
     def map(self, source: Source, fd: int) -> memoryview:
-        """Give a whole file; nobody but the kernel may touch it, to which a file that became shorter is just an error.
+        """Give a whole file.
 
         Args:
             source: says which file in which version.

@@ -83,7 +83,7 @@ class Reorder:
     @property
     def runs_scripts(self) -> bool:
         """Whether users' code is a part of it."""
-        return isinstance(self.spec, SortSpec) and bool(self.spec.script or self.spec.reduce_script)
+        return runs_scripts(self.spec)
 
     @property
     def fixed_count(self) -> int | None:
@@ -148,3 +148,8 @@ class Reorder:
         for place in {self.job.spill, self.job.scratch} - {"", MEMORY}:
             with suppress(NotFoundError):
                 storage.sweep(place, self.job.job)
+
+
+def runs_scripts(spec: ReorderSpec) -> bool:
+    """Tell whether users' code is a part of a shuffle or sort."""
+    return isinstance(spec, SortSpec) and bool(spec.script or spec.reduce_script)

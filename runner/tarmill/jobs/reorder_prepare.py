@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 from tarmill import storage
 from tarmill.engine.cores import usable_cores
+from tarmill.engine.process_fork import has_one_thread
 from tarmill.formats.shards import ShardPattern
 from tarmill.jobs import resources
 from tarmill.jobs.cut_outputs import check_output
-from tarmill.jobs.drive import from_anywhere, settings_of
+from tarmill.jobs.drive import from_anywhere, settings_of, urls_of_this_process
 from tarmill.jobs.inputs import find_shards, manifest_url, refuse_inputs
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.manifests import (
     JobFolder,
 )
 from tarmill.jobs.output_index import plan_index
-from tarmill.jobs.reorder_job import Reorder
+from tarmill.jobs.reorder_job import Reorder, runs_scripts
 from tarmill.jobs.report import Report
 from tarmill.jobs.scratch_files import MEMORY
 from tarmill.planning.jobid import job_id
@@ -60,7 +61,7 @@ def prepare(spec: ReorderSpec, options: ReorderOptions, listener: Listener) -> R
     folder = JobFolder(out.folder, job)
     where = from_anywhere(folder.url)
     spill, scratch = _scratch_places(options, where, job)
-    facts = _facts(spec, options, inputs, spill, scratch)
+    facts = _facts(spec, options, inputs, where, spill, scratch)
     plan = choose_plan(options.plan, facts)
     if plan.kind == "memory":
         spill = scratch = MEMORY
@@ -128,7 +129,9 @@ def _scratch_places(options: ReorderOptions, state: str, job: str) -> tuple[str,
     return (f"{state}spill/" if options.scheduler else local), local
 
 
-def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputShard], spill: str, scratch: str) -> Facts:
+def _facts(
+    spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputShard], where: str, spill: str, scratch: str
+) -> Facts:
     free, total = resources.memory_bytes()
     sizes = [found.shard.size_bytes for found in inputs]
     plain = all(_looks_plain(found.shard.url) for found in inputs)
@@ -147,8 +150,16 @@ def _facts(spec: ReorderSpec, options: ReorderOptions, inputs: Sequence[InputSha
         scratch_bytes=min(options.scratch or disk, disk),
         workers=1 if streams else options.workers or usable_cores(),
         cluster=bool(options.scheduler),
+        apart=_runs_apart(spec, options, [inputs[0].shard.url, where]),
         spills_here=storage.scheme_of(spill) == "file",
     )
+
+
+def _runs_apart(spec: ReorderSpec, options: ReorderOptions, urls: Sequence[str]) -> bool:
+    """Tell whether tasks run in worker processes of this machine, or may at little cost."""
+    if options.scheduler or runs_scripts(spec) or urls_of_this_process(urls):
+        return False
+    return (options.workers or usable_cores()) > 1 or has_one_thread()  # one that begins as a copy of this process
 
 
 def _looks_plain(url: str) -> bool:

@@ -22,6 +22,7 @@ from tarmill.errors import ChangedError
 from tarmill.jobs.shard_io import JOIN_BELOW
 from tarmill.planning.external_tasks import Key, Mark, Run
 from tarmill.planning.splitters import MARKS_PER_RUN
+from tarmill.storage.base import Bytes
 
 _BLOCK_BYTES = 1 << 20
 _WRITE_BYTES = 256 << 10
@@ -49,21 +50,17 @@ class RunWriter:
         self.write_all([piece])
         return start
 
-    def write_all(self, pieces: Sequence[bytes]) -> None:
+    def write_all(self, pieces: Sequence[Bytes]) -> None:
         """Append ranges, or parts of one."""
         self._pieces += pieces
         self._waiting += sum(map(len, pieces))
         if self._waiting >= _WRITE_BYTES:
             self._flush()
 
-    def write_mapped(self, pieces: Sequence[memoryview], size_bytes: int) -> bool:
-        """Append ranges, of so many bytes, that lie in mapped files; False where the store has to touch them."""
-        mapped = self._stream.mapped()
-        if mapped is not None:
-            self._flush()
-            mapped.write_mapped(pieces, size_bytes)
-            self._written += size_bytes
-        return mapped is not None
+    def write_pieces(self, pieces: Sequence[Bytes]) -> None:
+        """Append many ranges, without joining them where the store need not."""
+        self._flush()
+        self._written += self._stream.write_all(pieces)
 
     def commit(self, rows: NDArray[Any], keys_cut: bool) -> Run:
         """Write the rows, which are in key order, and publish the file."""

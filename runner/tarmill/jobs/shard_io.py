@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any
 
 from xxhash import xxh3_128
@@ -160,9 +159,8 @@ class ShardOutput:
         self._name = name
         self._meter = meter
         self._hash = xxh3_128()
-        self._codec = codec_for(url)
         self._stream = storage.open_write(url, owner=owner, content_type="application/x-tar")
-        self._packer = compress(_Hashed(self), self._codec, None if level < 0 else level)
+        self._packer = compress(_Hashed(self), codec_for(url), None if level < 0 else level)
         self.sink = TarSink(self._packer.write)
         self.copied = 0
         """Samples that were copied as they were."""
@@ -172,7 +170,7 @@ class ShardOutput:
         self._hash.update(block)
         self._meter.written_bytes += self._stream.write(block)
 
-    def copy(self, samples: int, pieces: list[Any]) -> None:
+    def copy(self, samples: int, pieces: Sequence[Any]) -> None:
         """Append samples as they lie in another shard, headers and all, behind those that went through the sink."""
         self.sink.drain()
         write = self._packer.write
@@ -180,27 +178,6 @@ class ShardOutput:
         for block in pieces if large else [b"".join(pieces)]:
             write(block)
         self.copied += samples
-
-    @cached_property
-    def takes_mapped(self) -> bool:
-        """Whether `copy_mapped` can be used: not where what is written has to be touched."""
-        return self._codec == "none" and self._stream.mapped() is not None
-
-    def copy_mapped(self, pieces: list[memoryview], block: memoryview) -> None:
-        """Append samples, one a piece, that lie in mapped files, without a step in this process.
-
-        Args:
-            pieces: the samples.
-            block: as long as all of them; filled with what was written, read back.
-        """
-        mapped = self._stream.mapped()
-        assert mapped is not None
-        self.sink.drain()
-        mapped.write_mapped(pieces, len(block))
-        mapped.read_back(block)
-        self._hash.update(block)
-        self._meter.written_bytes += len(block)
-        self.copied += len(pieces)
 
     def commit(self) -> OutputShard:
         """End the archive and publish it; of a shard with copied samples neither members nor digest are known."""

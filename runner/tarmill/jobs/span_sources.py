@@ -1,9 +1,9 @@
 """Local files from which samples are copied in any order, always in one version: read at offsets, or mapped.
 
-Small samples of mapped files are copied by the kernel alone, for two thirds of what a read of each and a write cost.
-Nothing else may touch them: a file that becomes shorter would end the process, where the kernel only says so. Mapped
-pages count as used memory, which is why the plan says whether there is room for them; under Dask, which pauses workers
-for it, nothing is mapped.
+Small samples of mapped files are copied for half of what a read of each costs. Who touches a mapped file that became
+shorter is ended by the kernel (SIGBUS), which is why the plan lets only worker processes do it: the task that is begun
+again then finds that its input has changed. Mapped pages count as used memory, so that the plan says whether there is
+room for them, too; under Dask, which pauses workers for it, nothing is mapped.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from operator import add, getitem, sub
-from typing import Any
+from itertools import accumulate
+from operator import add, getitem
+from typing import Any, NamedTuple
 
 from tarmill import storage
 from tarmill.errors import ChangedError
 from tarmill.jobs.mapped_files import MappedFiles
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
+from tarmill.storage.base import Bytes
+from tarmill.storage.direct_write import ALIGNMENT, lies_on_a_disk, set_direct
 from tarmill.storage.file_facts import raise_os_error, stat_of
 from tarmill.storage.urls import local_path
 from tarmill.values import replace
@@ -29,10 +32,18 @@ STREAM_BYTES = 4 << 20
 Ranges = tuple[list[int], list[int], list[int]]
 """Of each its source, where it begins, and its length."""
 _PIECE_BYTES = 1 << 20
-_LARGE_BYTES = 16 << 10
-"""Of a range: from here on a read costs little against what it reads."""
+_MAPPED_BYTES = 32 << 10
+"""Samples above this, on average, gain nothing by being mapped: a read costs little against what it reads."""
 _MOST_BYTES = 1 << 30
 """One call gives at most 2 GiB."""
+
+
+class Read(NamedTuple):
+    """Samples that were read."""
+
+    samples: Sequence[Bytes]
+    blocks: Sequence[Bytes]
+    """The same bytes in one piece or as they are."""
 
 
 class SpanSources:
@@ -43,13 +54,21 @@ class SpanSources:
         scratch: folder for what is fetched, with '/' at its end.
         owner: job id.
         maps: holds those that are mapped; None where nothing may be.
+        direct: only `read_into` is used, at whole pages, and past the kernel's page cache from disks.
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, scratch: str = "", owner: str = "", maps: MappedFiles | None = None
+        self,
+        sources: Sequence[Source],
+        *,
+        scratch: str = "",
+        owner: str = "",
+        maps: MappedFiles | None = None,
+        direct: bool = False,
     ) -> None:
         self._sources = list(sources)
         self._maps = maps
+        self._direct = direct
         self._mapped: dict[int, memoryview] = {}
         self._scratch = scratch
         self._owner = owner
@@ -68,12 +87,34 @@ class SpanSources:
         """Which part of the input pattern a source belongs to."""
         return self._sources[number].part
 
-    def read(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
+    def read(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> Read:
         """Read many ranges, none larger than `STREAM_BYTES`, without a step of Python's own for each.
 
         Raises:
             ChangedError: a source is no longer the version in which the samples were found.
         """
+        mapped = self._pieces(numbers, starts, lengths)
+        if mapped:
+            block = memoryview(b"".join(mapped))
+            ends = list(accumulate(lengths))
+            # the copy is what is looked at: nobody else can change it
+            return Read(list(map(block.__getitem__, map(slice, [0, *ends], ends))), [block])
+        pieces = self._read(numbers, starts, lengths)
+        return Read(pieces, pieces)
+
+    def pieces(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> Sequence[Bytes]:
+        """Give many ranges, as `read`, for the kernel to copy and nobody else to look at."""
+        return self._pieces(numbers, starts, lengths) or self._read(numbers, starts, lengths)
+
+    def _pieces(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
+        """Give ranges of mapped files; none where they have to be read."""
+        if self._maps is None or sum(lengths) > _MAPPED_BYTES * len(lengths) or not self._map(numbers):
+            return []
+        mapped: Iterator[Any] = map(self._mapped.__getitem__, numbers)
+        pieces: list[memoryview] = list(map(getitem, mapped, map(slice, starts, map(add, starts, lengths))))
+        return pieces if sum(map(len, pieces)) == sum(lengths) else []  # to read them tells what is wrong
+
+    def _read(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         wanted = set(numbers)
         if len(wanted) > self._max_open // 2:  # to open one might close another
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
@@ -83,59 +124,17 @@ class SpanSources:
             return [self.read_one(*where) for where in zip(numbers, starts, lengths, strict=True)]
         return pieces
 
-    @property
-    def may_map(self) -> bool:
-        """Whether `mapped` may give something."""
-        return self._maps is not None
-
-    def mapped(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview] | None:
-        """Give many ranges as pieces of mapped files, which nobody but the kernel may touch.
-
-        None where they have to be read instead. In the version in which ranges were found no file is shorter than they.
-
-        Raises:
-            ChangedError: as `read`.
-        """
-        if self._maps is None:
-            return None
+    def _map(self, numbers: Sequence[int]) -> bool:
+        """Map sources, unless they are; False where that cannot be."""
+        assert self._maps is not None
         for number in set(numbers).difference(self._mapped):
             fd = self._fd(number)
             try:
                 self._mapped[number] = self._maps.map(self._sources[number], fd)
             except (OSError, ValueError):
                 self._maps = None
-                return None
-        ends = map(add, starts, lengths)
-        pieces: list[Any] = list(map(getitem, map(self._mapped.__getitem__, numbers), map(slice, starts, ends)))
-        return pieces
-
-    def tell_why(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> None:
-        """Raise what is wrong with ranges that the kernel could not copy: their file is another, or its disk fails.
-
-        Raises:
-            ChangedError, StorageError: what it is; nothing where it has passed.
-        """
-        self.verify()
-        try:
-            self.read(numbers, starts, lengths)
-        except OSError as error:
-            raise_os_error(error, self.label(numbers[0]), "reading")
-
-    def read_runs(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[Any]:
-        """Read ranges of which those of one source follow each other there, as in run files: one read for each source.
-
-        Where they are large, or turn out to lie elsewhere, they are read one by one.
-        """
-        total = sum(lengths)
-        if total > _LARGE_BYTES * len(numbers):
-            return self.read(numbers, starts, lengths)
-        begins = dict(zip(reversed(numbers), reversed(starts), strict=True))
-        ends = dict(zip(numbers, map(add, starts, lengths), strict=True))
-        if sum(ends.values()) - sum(begins.values()) != total:
-            return self.read(numbers, starts, lengths)
-        views = {number: memoryview(self.read_one(number, at, ends[number] - at)) for number, at in begins.items()}
-        inside = list(map(sub, starts, map(begins.__getitem__, numbers)))
-        return list(map(getitem, map(views.__getitem__, numbers), map(slice, inside, map(add, inside, lengths))))
+                return False
+        return True
 
     def read_one(self, number: int, start: int, length: int) -> bytes:
         """Read one range, of any size."""
@@ -143,13 +142,32 @@ class SpanSources:
         while length:
             piece = os.pread(self._fd(number), min(length, _MOST_BYTES), start)
             if not piece:
-                label = self._sources[number].label
-                raise ChangedError(
-                    f"{label} has become shorter since its samples were found; run the command again", url=label
-                )
+                raise _shorter(self._sources[number].label)
             pieces.append(piece)
             start, length = start + len(piece), length - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def open(self, numbers: Sequence[int]) -> bool:
+        """Open sources for several threads to read; False where they are too many to be open at once."""
+        if len(numbers) > self._max_open // 2:
+            return False
+        for number in numbers:
+            self._fd(number)
+        return True
+
+    def read_into(self, number: int, start: int, room: memoryview, least: int) -> None:
+        """Read a range of at least so many bytes into memory.
+
+        Raises:
+            ChangedError: the source ends before.
+        """
+        have = os.preadv(self._fd(number), [room], start)
+        while have < least:
+            # what ends within a page ends there, and nothing can be read past the cache from there on
+            more = 0 if have % ALIGNMENT else os.preadv(self._fd(number), [room[have:]], start + have)
+            if not more:
+                raise _shorter(self._sources[number].label)
+            have += more
 
     def stream(self, number: int, start: int, length: int) -> Iterator[bytes]:
         """Read one range in pieces."""
@@ -238,6 +256,8 @@ class SpanSources:
         except ChangedError:
             os.close(fd)
             raise
+        if self._direct and lies_on_a_disk(fd):
+            set_direct(fd, True)
         return fd
 
     def _check(self, source: Source, version: str) -> None:
@@ -247,6 +267,10 @@ class SpanSources:
                 "Run the command again when nothing writes to it",
                 url=source.label,
             )
+
+
+def _shorter(label: str) -> ChangedError:
+    return ChangedError(f"{label} has become shorter since its samples were found; run the command again", url=label)
 
 
 def forget_file(url: str) -> None:

@@ -14,7 +14,7 @@ from xxhash import xxh3_128_intdigest
 
 from tarmill import storage
 from tarmill.engine.meter import current
-from tarmill.errors import ChangedError, MappedReadError, NotFoundError, StorageError
+from tarmill.errors import ChangedError, NotFoundError, StorageError
 from tarmill.formats.digest import MASK_128
 from tarmill.formats.keys import key_function
 from tarmill.formats.samples import Record
@@ -108,10 +108,13 @@ class _Batch:
     def write(self, task: BatchTask, done: BatchDone) -> None:
         """Write the runs, note them, and remove the scratch copies that they came from."""
         ends = np.cumsum(self.lengths, dtype=np.int64) * BLOCK
+        size = int(ends[-1]) if len(ends) else 0
+        # of few large runs larger pieces are read back: a shard that is a little larger than a batch becomes one
+        share = -(-size // max(1, size // task.batch_bytes)) + int(self.lengths.max(initial=0)) * BLOCK
         begin = 0
         while begin < len(ends):
             before = int(ends[begin - 1]) if begin else 0
-            end = max(begin + 1, int(np.searchsorted(ends, before + task.batch_bytes, "right")))
+            end = max(begin + 1, int(np.searchsorted(ends, before + share, "right")))
             self._write_run(begin, end, f"{self.job.spill}run-{task.index:07d}-{len(done.runs):04d}", done)
             begin = end
         expected = sum(spans.raw_digest for spans in self.shards) & MASK_128
@@ -166,22 +169,21 @@ class _Batch:
         lengths = self.lengths[order].astype(np.int64) * BLOCK
         starts = self.starts[order].astype(np.int64) * BLOCK
         for chunk in Picks(self.source[order], starts, lengths, lengths, lengths, None).chunks():
-            if not isinstance(chunk, Chunk):
+            if isinstance(chunk, Chunk):
+                self._copy_chunk(chunk, writer)
+            else:
                 for piece in sources.stream(*chunk):
                     writer.write_all([piece])
-            elif not self._copied_mapped(chunk, writer):
-                writer.write_all(sources.read(*chunk.ranges))
             meter.written_bytes = writer.data_bytes
         ends = np.cumsum(lengths, dtype=np.int64)
         return self._rows(order, ends - lengths, lengths)
 
-    def _copied_mapped(self, chunk: Chunk, writer: RunWriter) -> bool:
-        """Have the kernel copy ranges out of mapped files; False where that cannot be."""
-        pieces = self.sources.mapped(*chunk.ranges)
+    def _copy_chunk(self, chunk: Chunk, writer: RunWriter) -> None:
+        pieces = self.sources.pieces(*chunk.ranges)
         try:
-            return pieces is not None and writer.write_mapped(pieces, chunk.size_bytes)
-        except MappedReadError:
-            self.sources.tell_why(*chunk.ranges)
+            writer.write_pieces(pieces)
+        except StorageError:
+            self.sources.verify()  # what cannot be read in a mapped file fails to be written
             raise
 
     def _rows(self, order: NDArray[np.int64], offsets: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:

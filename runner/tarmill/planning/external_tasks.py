@@ -75,7 +75,7 @@ class BatchTask:
     job: Job
     shards: tuple[InputShard, ...]
     batch_bytes: int
-    """Begin another run when the samples in hand are as large as this."""
+    """Begin another run when the samples in hand are as large as this; those of one shard may be nearly twice that."""
 
     @property
     def label(self) -> str:

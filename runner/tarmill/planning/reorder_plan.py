@@ -37,6 +37,8 @@ class Facts:
     workers: int
     cluster: bool
     """Whether workers run elsewhere (`-c`)."""
+    apart: bool = False
+    """Whether tasks run in processes of this machine that may end by a fault: a page of a mapped file may be gone."""
     spills_here: bool = True
     """Whether run files go to a file system, and not to a store, of which nobody knows how much is free."""
 
@@ -106,10 +108,10 @@ def choose_plan(asked: str, facts: Facts) -> Plan:
     size = facts.plain_bytes
     index = facts.samples * (INDEX_BYTES + (KEY_BYTES if facts.sorts else 8))
     if kind == "local":
-        maps = not facts.cluster and facts.input_bytes <= facts.memory_bytes // 2
+        maps = facts.apart and facts.input_bytes <= facts.memory_bytes // 2
         return Plan(kind, why, 2 * facts.input_bytes, size, 0, index, maps=maps)
     if kind == "memory":
-        return Plan(kind, why, facts.input_bytes, size, 0, size + index, maps=True)
+        return Plan(kind, why, facts.input_bytes, size, 0, size + index)
     return _external(facts, why, size)
 
 
@@ -140,7 +142,7 @@ def _external(facts: Facts, why: str, size: int) -> Plan:
             needed_bytes=needed,
             free_bytes=facts.scratch_bytes,
         )
-    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, batch, not facts.cluster)
+    return Plan("external", why, 2 * size, 2 * size, needed, memory * facts.workers, batch, batch, facts.apart)
 
 
 def _mb(size: int) -> str:
