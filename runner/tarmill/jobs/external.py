@@ -23,6 +23,7 @@ from tarmill.jobs.drive import choose_engine, from_anywhere, probe_workers, run_
 from tarmill.jobs.gather_tasks import cuts_exactly, run_gather
 from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.run_files import hash_of_rows, read_rows
+from tarmill.jobs.run_stretches import release_memory
 from tarmill.jobs.spill_batch import batch_file, load_batch, spill_batch
 from tarmill.planning.cuts import Cuts, Totals, grouped, plan_cuts
 from tarmill.planning.external_tasks import BatchDone, BatchTask, BucketTask, Located, LocateTask, Run
@@ -50,7 +51,10 @@ def reorder_externally(work: Reorder) -> None:
         located = _locate(work, engine, runs)
         if located is None:
             return
-        _write(work, engine, runs, located)
+        try:
+            _write(work, engine, runs, located)
+        finally:
+            release_memory()
 
 
 # -- the first pass: batches into runs -------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from tarmill.jobs.reorder_job import Reorder
 from tarmill.jobs.reorder_prepare import prepare
 from tarmill.jobs.reorder_state import begin, clear_after_kill, clear_scratch, is_complete, pointer_of
 from tarmill.jobs.report import Failure, Report
-from tarmill.jobs.run_stretches import release_memory as release_stretches
 from tarmill.jobs.scratch_files import release_memory
 from tarmill.spec import ReorderOptions, ReorderSpec, RunOptions, SortSpec
 
@@ -68,7 +67,6 @@ def run(spec: ReorderSpec, options: RunOptions | None = None, listener: Listener
         work.sweep()
         release_memory()
         kept.release()
-        release_stretches()
     if not report.succeeded:
         raise JobFailed(_verdict(report), report=report)
     return report

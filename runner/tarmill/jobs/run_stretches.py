@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from operator import add
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,9 @@ from tarmill.jobs.span_sources import Read, SpanSources
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.direct_write import ALIGNMENT, lies_on_a_disk, new_memory
 from tarmill.values import replace
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _STRETCH_BYTES = {True: 1 << 20, False: 64 << 10}
 """Wanted of each run, from a disk or not: a read costs as much as what it reads from about here on."""
@@ -48,7 +50,7 @@ class RunStretches:
         self._files = files
         self._past_cache = SpanSources(runs, direct=True)
         on_disk = bool(runs) and lies_on_a_disk(runs[0].path)
-        self._readers = ThreadPoolExecutor(_READERS, "tarmill-runs") if on_disk and len(runs) > 1 else None
+        self._readers = _start_readers() if on_disk and len(runs) > 1 else None
         self._room_bytes = min(max(len(runs) * _STRETCH_BYTES[on_disk], _LEAST_BYTES), _MOST_BYTES)
         self._memory = _take_memory(self._room_bytes + 2 * ALIGNMENT * len(runs))
         self._held = _Held(runs, memoryview(self._memory))
@@ -154,6 +156,12 @@ class _Held(SpanSources):
     def read_one(self, number: int, start: int, length: int) -> bytes:
         """Give one."""
         return bytes(self.memory[start : start + length])
+
+
+def _start_readers() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # whose import costs more than a small job
+
+    return ThreadPoolExecutor(_READERS, "tarmill-runs")
 
 
 def _take_memory(size_bytes: int) -> mmap.mmap:
