@@ -130,6 +130,12 @@ def test_memory_of_files_that_are_finished_or_given_up_is_used_again(folder: Pat
         stream.write(b"%d" % (1 // 0))
     write(folder / "z", [BLOCK])
     assert len(direct_write._spare) == 1
+    streams = [storage.open_write(str(folder / f"many-{number}")) for number in range(6)]
+    for stream in streams:
+        stream.write(b"x")
+    for stream in streams:
+        stream.abort()
+    assert len(direct_write._spare) == 4, "not as many as were ever open at once"
     assert sorted(os.listdir(folder)) == ["x", "z"]
 
 

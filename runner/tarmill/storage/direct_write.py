@@ -19,6 +19,7 @@ ALIGNMENT = 4096
 """Of memory, offset and length: no disk asks for more."""
 DIRECT = getattr(os, "O_DIRECT", 0)
 
+_MOST_SPARE = 4
 _spare: list[mmap.mmap] = []
 """Blocks of files that are finished: to get memory anew costs as much as to fill it."""
 os.register_at_fork(after_in_child=_spare.clear)
@@ -42,7 +43,7 @@ class DirectWriter:
     def append(self, data: memoryview) -> None:
         """Take bytes; OSError as a write does."""
         if self._memory is None:
-            self._memory = _spare.pop() if _spare else new_memory(BLOCK_BYTES)
+            self._memory = _take_block()
             self._block = memoryview(self._memory)
         at, size = 0, len(data)
         while size - at >= (room := BLOCK_BYTES - self._filled):
@@ -66,9 +67,9 @@ class DirectWriter:
     def release(self) -> None:
         """Give the memory back for the next file."""
         self._block.release()
-        if self._memory is not None:
+        if self._memory is not None and len(_spare) < _MOST_SPARE:
             _spare.append(self._memory)
-            self._memory = None
+        self._memory = None
 
     def _write(self, size: int) -> None:
         """Write the begin of the block, and move the rest there."""
@@ -79,7 +80,7 @@ class DirectWriter:
             except OSError as error:
                 if not (self._is_direct and error.errno == errno.EINVAL):
                     raise
-                self._is_direct = False  # it said that it could, or was interrupted within a page
+                self._is_direct = False  # it said that it could, or it took a part that ends within a page
                 set_direct(self._fd, False)
         self._filled -= size
         self._block[: self._filled] = self._block[size : size + self._filled]
@@ -88,6 +89,12 @@ class DirectWriter:
 def lies_on_a_disk(file: int | str) -> bool:
     """Tell whether a file is on a block device of this machine: memory gains nothing, and networks have own caches."""
     return bool(DIRECT) and os.major(os.stat(file).st_dev) != 0
+
+
+def _take_block() -> mmap.mmap:
+    with suppress(IndexError):  # several threads may take some
+        return _spare.pop()
+    return new_memory(BLOCK_BYTES)
 
 
 def new_memory(size_bytes: int) -> mmap.mmap:
