@@ -69,7 +69,7 @@ def put_data(folder: Path, extension: str = "tar") -> None:
 
 
 def runs_of(name: str) -> int:
-    """Count the runs that a job writes after `cut_small`: each half a shard of images, or more than one of captions."""
+    """Count the runs that a job writes after `cut_small`: each half a shard of images, or one of captions."""
     return sum({"images": 8, "captions": 4}[part] for part in JOBS[name][1])
 
 
@@ -140,7 +140,7 @@ def cut_small(put: Callable[[Any, str, Any], None]) -> None:
     from tarmill.values import replace
 
     def plan_of(asked: str, facts: Facts) -> Plan:
-        return replace(choose_plan(asked, facts), batch_bytes=40_000, bucket_bytes=max(1, facts.plain_bytes // 7))
+        return replace(choose_plan(asked, facts), batch_bytes=30_000, bucket_bytes=max(1, facts.plain_bytes // 7))
 
     def pairs(sizes: Any, least_bytes: int) -> list[tuple[int, int]]:
         return [(at, min(at + 2, len(sizes))) for at in range(0, len(sizes), 2)]
