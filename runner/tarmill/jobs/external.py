@@ -40,8 +40,8 @@ def reorder_externally(work: Reorder) -> None:
     """Do all passes; failures go into the report."""
     tasks = batch_tasks(work)
     urls = [work.inputs[0].shard.url, work.out.folder or "./"]
-    alone = {"forks": not work.runs_scripts, "apart": work.job.maps}
-    with choose_engine(work.options, max(2, len(tasks)), urls, **alone) as engine:
+    count = max(2, len(tasks))
+    with choose_engine(work.options, count, urls, forks=not work.runs_scripts, apart=work.job.maps) as engine:
         first = work.inputs[0].shard
         if first.url != "-":
             probe_workers(engine, first, from_anywhere(work.out.folder or "./"))

@@ -103,16 +103,19 @@ class SpanSources:
         return Read(pieces, pieces)
 
     def pieces(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> Sequence[Bytes]:
-        """Give many ranges, as `read`, for the kernel to copy and nobody else to look at."""
+        """Give many ranges, as `read`, to be written once: pieces of mapped files change with their files."""
         return self._pieces(numbers, starts, lengths) or self._read(numbers, starts, lengths)
 
     def _pieces(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[memoryview]:
         """Give ranges of mapped files; none where they have to be read."""
-        if self._maps is None or sum(lengths) > _MAPPED_BYTES * len(lengths) or not self._map(numbers):
+        if self._maps is None:
+            return []
+        size = sum(lengths)
+        if size > _MAPPED_BYTES * len(lengths) or not self._map(numbers):
             return []
         mapped: Iterator[Any] = map(self._mapped.__getitem__, numbers)
         pieces: list[memoryview] = list(map(getitem, mapped, map(slice, starts, map(add, starts, lengths))))
-        return pieces if sum(map(len, pieces)) == sum(lengths) else []  # to read them tells what is wrong
+        return pieces if sum(map(len, pieces)) == size else []  # to read them tells what is wrong
 
     def _read(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> list[bytes]:
         wanted = set(numbers)

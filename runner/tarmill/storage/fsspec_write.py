@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xxhash import xxh3_128
 
@@ -28,9 +28,6 @@ from tarmill.storage.settings import StorageSettings
 from tarmill.storage.spool import Spool
 from tarmill.storage.upload_stream import UploadStream
 from tarmill.storage.urls import mask
-
-if TYPE_CHECKING:
-    pass
 
 _BLOCK_BYTES = 8 << 20
 _ONE_CALL_BYTES = 1 << 20

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from tarmill.errors import NotFoundError, OutputExistsError, StorageError
 from tarmill.storage.base import Bytes, Stat
@@ -22,9 +22,6 @@ from tarmill.storage.retry import Retrier, with_retries
 from tarmill.storage.settings import StorageSettings
 from tarmill.storage.upload_stream import UploadStream
 from tarmill.storage.urls import mask
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK_UNIT_BYTES = 256 << 10  # the server takes only multiples of it, but for the last chunk
 CHUNK_BYTES = 8 << 20
