@@ -22,8 +22,8 @@ from tarmill.formats import tar_scan
 from tarmill.formats.digest import MASK_128, sample_digest
 from tarmill.formats.index import ShardIndex, index_shard
 from tarmill.formats.samples import ReadOptions, Record, Tally
-from tarmill.formats.tar_headers import NotPlain
 from tarmill.formats.tar_read import iter_samples
+from tarmill.formats.tar_rows import NotPlain
 from tarmill.formats.tar_scan import Spans, scan_plain
 from tarmill.formats.tar_span import fields_of_record
 

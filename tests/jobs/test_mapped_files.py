@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from support.reorders import put_shards, shuffle, sort
 from tarmill import storage
 from tarmill.engine.serial import serial_engine
 from tarmill.errors import ChangedError
-from tarmill.jobs import external, reorder_local, reorder_prepare
+from tarmill.jobs import external, mapped_files, reorder_local, reorder_prepare
 from tarmill.jobs.mapped_files import MappedFiles, kept
 from tarmill.jobs.span_sources import SpanSources
 from tarmill.planning.span_tasks import Source
@@ -132,10 +133,10 @@ def test_another_version_of_a_file_is_refused_though_the_old_one_is_mapped(tmp_p
 
 
 def test_what_cannot_be_mapped_is_read(tmp_path: Path, mapped: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> memoryview:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(MappedFiles, "map", refuse)
+    monkeypatch.setattr(mapped_files, "mmap", SimpleNamespace(mmap=refuse, PROT_READ=1))
     shuffle(put_shards(tmp_path, 2, 20, 3000), tmp_path / "out-@2.tar", plan="local")
     assert mapped
     assert sum(mapped) == 0

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_intdigest
 
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
-from tarmill.formats.range_hash import HashSum, hashes_of
+from tarmill.formats.mapped_window import MappedWindow
+from tarmill.formats.range_hash import Hashes, HashSum, cut, hashes_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
-from tarmill.formats.tar_headers import Headers, NotPlain, parse_first, parse_headers
+from tarmill.formats.tar_headers import Headers, parse_first, parse_headers
+from tarmill.formats.tar_rows import NotPlain
 from tarmill.formats.tar_window import RawInput, Window
+from tarmill.storage.base import ReadCounter
 
 _VIEW_BYTES = 1 << 10
 """Ranges above this are hashed where they lie; below, a copy costs less than a view."""
@@ -36,6 +39,7 @@ _WINDOW_BYTES = 4 << 20
 _LOW_HALF = np.uint64(0xFFFFFFFF)
 KeyOfRecord = Callable[[Record], bytes | None]
 """Gives the encoded sort key of a record; None leaves the sample out."""
+AnyWindow = Window | MappedWindow
 
 
 class Spans:
@@ -100,6 +104,8 @@ def scan_plain(
     raw: RawInput,
     shard: str,
     *,
+    mapped: memoryview | None = None,
+    counter: ReadCounter | None = None,
     key_of: KeyOfRecord | None = None,
     load: frozenset[str] | None = frozenset(),
     key_of_stem: Callable[[bytes], bytes] | None = None,
@@ -110,6 +116,8 @@ def scan_plain(
     Args:
         raw: the stream from its start; consumed, not closed.
         shard: goes into records as `__url__`.
+        mapped: the same from a file that is mapped whole, which is looked at instead;
+        counter: is told of it, since `raw` is not read.
         key_of: makes the sort key from a record.
         load: the fields that it needs in the record; None for all.
         key_of_stem: makes the sort key from the sample's key in bytes instead, where nothing else decides.
@@ -119,11 +127,13 @@ def scan_plain(
         NotPlain: something needs the complete reader; what was found so far is void.
         SampleError: from `key_of`.
     """
-    scanner = _Scanner(Window(raw, size_bytes=_WINDOW_BYTES), shard, key_of, load, key_of_stem, tick)
+    window: AnyWindow
+    window = Window(raw, size_bytes=_WINDOW_BYTES) if mapped is None else MappedWindow(mapped, _WINDOW_BYTES, counter)
+    scanner = _Scanner(window, shard, key_of, load, key_of_stem, tick)
     try:
         scanner.run()
     finally:
-        scanner.window.close()
+        window.close()
     return scanner.found
 
 
@@ -157,7 +167,7 @@ class _Scanner:
 
     def __init__(
         self,
-        window: Window,
+        window: AnyWindow,
         shard: str,
         key_of: KeyOfRecord | None,
         load: frozenset[str] | None,
@@ -202,30 +212,32 @@ class _Scanner:
 
     def _take(self, headers: Headers) -> None:
         """Digest the samples that the window holds whole, column by column: a call out of C costs least."""
-        window, found, stems, firsts = self.window, self.found, headers.stems, headers.firsts
+        found, stems, firsts = self.found, headers.stems, headers.firsts
         starts, stops = headers.edges[:-1], headers.edges[1:]
         numbers = list(map(self.fields.__getitem__, headers.tails))
         _refuse_doubled(numbers, headers)
-        seeds = list(map(self.fields.seeds.__getitem__, numbers)) * (len(headers.begins) // len(numbers))
-        members = hashes_of(_pieces(window, headers.begins, headers.ends), seeds)
-        fields = np.add.reduceat(np.array(seeds, np.uint64), firsts)
+        seeds = list(map(self.fields.seeds.__getitem__, numbers))
+        alike = len(headers.begins) // len(numbers)
+        fields = _signatures(seeds, alike, firsts)
+        members, ranges = _hashes(self.window, headers, seeds, alike)
         samples = hashes_of(stems, np.add.reduceat(members[:, 1], firsts).tolist())
         found.samples += len(stems)
         if self.key_of is not None:
             kept = np.array(self._sort_keys(headers, numbers))
             members = members[np.repeat(kept, np.diff(firsts, append=len(members)))]
-            samples, fields, starts, stops = samples[kept], fields[kept], starts[kept], stops[kept]
+            samples, ranges, fields = samples[kept], ranges[kept], fields[kept]
+            starts, stops = starts[kept], stops[kept]
             stems = list(compress(stems, kept.tolist()))
         elif self.key_of_stem is not None:
             found.keys += [self.key_of_stem(stem[:-1]) for stem in stems]
         found.members += len(members)
-        found.starts.frombytes((starts + window.base).tobytes())
+        found.starts.frombytes((starts + self.window.base).tobytes())
         found.lengths.frombytes((stops - starts).tobytes())
-        found.fields.frombytes((fields & _LOW_HALF).tobytes())
+        found.fields.frombytes(fields.tobytes())
         found.stems.extend(map(xxh3_64_intdigest, stems))
         self.hashes.add(members)
         self.hashes.add(samples)
-        self.raw_hashes.add(hashes_of(_pieces(window, starts, stops)))
+        self.raw_hashes.add(ranges)
 
     def _sort_keys(self, headers: Headers, numbers: list[int]) -> list[bool]:
         """Make the sort keys of samples from their records; False for each sample that is left out."""
@@ -335,11 +347,38 @@ def _refuse_doubled(numbers: list[int], headers: Headers) -> None:
         raise NotPlain("a field comes twice")
 
 
-def _pieces(window: Window, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[Any]:
+def _signatures(seeds: list[int], alike: int, firsts: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Sum up the seeds of each sample's fields (see `Spans.fields`); those of the first sample where all are alike."""
+    if alike > 1:
+        return np.full(len(firsts), sum(seeds) & int(_LOW_HALF), np.uint64)
+    return np.add.reduceat(np.array(seeds, np.uint64), firsts) & _LOW_HALF
+
+
+def _hashes(window: AnyWindow, headers: Headers, seeds: list[int], alike: int) -> tuple[Hashes, Hashes]:
+    """Hash the contents of all members, and the ranges of all samples: what one brings into the cache, the other finds.
+
+    Args:
+        window: where they lie.
+        headers: of them.
+        seeds: one for each member, or those of the first sample where all are alike.
+        alike: how many samples are.
+    """
+    firsts = headers.firsts
+    of_range = firsts + np.arange(len(firsts))
+    is_member = np.ones(len(headers.begins) + len(firsts), bool)
+    is_member[of_range] = False
+    pieces = np.empty((2, len(is_member)), np.int64)
+    pieces[:, of_range] = headers.edges[:-1], headers.edges[1:]
+    pieces[:, is_member] = headers.begins, headers.ends
+    seeds = [0, *seeds] * alike if alike > 1 else np.insert(np.array(seeds, np.uint64), firsts, 0).tolist()
+    hashes = hashes_of(_pieces(window, *pieces), seeds)
+    return hashes[is_member], hashes[of_range]
+
+
+def _pieces(window: AnyWindow, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> Iterator[Any]:
     """Cut ranges out of the window."""
     large = len(begins) and int((ends - begins).sum()) > _VIEW_BYTES * len(begins)
-    cut: Any = window.view.__getitem__ if large else window.buffer.__getitem__
-    return map(cut, map(slice, begins.tolist(), ends.tolist()))
+    return cut(window.view if large else window.buffer, begins.tolist(), ends.tolist())
 
 
 def as_array(values: array[int]) -> NDArray[np.uint64]:

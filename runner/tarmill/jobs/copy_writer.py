@@ -14,7 +14,7 @@ from tarmill.engine.meter import current
 from tarmill.errors import SampleError
 from tarmill.formats.digest import MASK_128, sample_digest, to_hex
 from tarmill.formats.keys import key_function
-from tarmill.formats.range_hash import HashSum, hashes_of
+from tarmill.formats.range_hash import HashSum, digests_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_span import decode_span, encode_sample, fields_of_record
 from tarmill.jobs.inputs import name_in
@@ -166,7 +166,7 @@ class CopyWriter:
         for chunk in picks.chunks():
             if isinstance(chunk, Chunk):
                 read = sources.read(*chunk.ranges)
-                self.proof.add(hashes_of(read.samples))
+                self.proof.add_digests(digests_of(read.samples))
                 output.copy(len(read.samples), read.blocks)
                 meter.samples += len(chunk.lengths)
                 meter.read_bytes += chunk.size_bytes

@@ -18,20 +18,20 @@ class MappedFiles:
     def __len__(self) -> int:
         return len(self._files)
 
-    def map(self, source: Source, fd: int) -> memoryview:
-        """Give a whole file.
+    def map(self, source: Source, fd: int) -> memoryview | None:
+        """Give a whole file; None where it is empty, cannot be mapped, or there is no more room for addresses.
 
         Args:
             source: says which file in which version.
             fd: of it.
-
-        Raises:
-            OSError, ValueError: its file system maps nothing, or there is no more room for addresses.
         """
         name = source.path, source.version
         found = self._files.get(name)
         if found is None:
-            found = self._files[name] = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+            try:
+                found = self._files[name] = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+            except (OSError, ValueError):
+                return None
         return found
 
     def release(self) -> None:

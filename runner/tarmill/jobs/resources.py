@@ -7,7 +7,8 @@ import os
 from tarmill.engine.meter import Meter
 from tarmill.errors import FormatError
 from tarmill.formats.tar_header import BLOCK
-from tarmill.formats.tar_headers import NotPlain, parse_headers
+from tarmill.formats.tar_headers import parse_headers
+from tarmill.formats.tar_rows import NotPlain
 from tarmill.formats.tar_window import Window
 from tarmill.jobs.shard_io import open_contents
 from tarmill.planning.tasks import Shard

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tarmill.formats.range_hash import cut
 from tarmill.jobs.copy_writer import Picks
 from tarmill.jobs.span_sources import Read, SpanSources
 from tarmill.planning.span_tasks import Source
@@ -150,7 +151,7 @@ class _Held(SpanSources):
 
     def read(self, numbers: Sequence[int], starts: Sequence[int], lengths: Sequence[int]) -> Read:
         """Give many samples."""
-        pieces = list(map(self.memory.__getitem__, map(slice, starts, map(add, starts, lengths))))
+        pieces = list(cut(self.memory, starts, map(add, starts, lengths)))
         return Read(pieces, pieces)
 
     def read_one(self, number: int, start: int, length: int) -> bytes:

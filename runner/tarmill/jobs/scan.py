@@ -10,9 +10,10 @@ from tarmill.engine.meter import Meter, current
 from tarmill.errors import FormatError
 from tarmill.formats.samples import OnError
 from tarmill.formats.tar_header import BLOCK
-from tarmill.formats.tar_headers import NotPlain
+from tarmill.formats.tar_rows import NotPlain
 from tarmill.formats.tar_scan import Spans, scan_plain
 from tarmill.formats.tar_window import RawInput
+from tarmill.jobs.mapped_files import MappedFiles, kept
 from tarmill.jobs.ordering import Ordering
 from tarmill.jobs.scan_careful import scan_with_care
 from tarmill.jobs.scan_columns import columns_of, pack_columns, scan_file
@@ -34,7 +35,7 @@ def scan_shards(task: ScanTask) -> ScanDone:
     """
     storage.configure(task.job.settings)
     with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
-        found = [scan_shard(shard, task.job) for shard in task.shards]
+        found = [scan_shard(shard, task.job, kept if task.job.maps else None) for shard in task.shards]
     counts = Counts()
     for spans in found:
         counts.merge(spans.counts)
@@ -51,8 +52,14 @@ def scan_shards(task: ScanTask) -> ScanDone:
     return ScanDone(task.index, counts)
 
 
-def scan_shard(found: InputShard, job: Job) -> ShardSpans:
-    """Find the samples of one shard, copied to scratch where the shard itself is no plain local file."""
+def scan_shard(found: InputShard, job: Job, maps: MappedFiles | None = None) -> ShardSpans:
+    """Find the samples of one shard, copied to scratch where the shard itself is no plain local file.
+
+    Args:
+        found: the shard.
+        job: it belongs to.
+        maps: holds shards that are mapped; None where nothing may be (`span_sources`).
+    """
     meter, shard = current(), found.shard
     before, late = meter.read_bytes, None
     with ExitStack() as stack:
@@ -60,7 +67,9 @@ def scan_shard(found: InputShard, job: Job) -> ShardSpans:
         source = Source(local_path(shard.url), shard.version or "", shard.label, found.part)
         if codec == "none" and storage.scheme_of(shard.url) == "file":
             copy = None
-            spans = _try_plain(raw, shard, job, meter)
+            reads = getattr(raw, "positional", None)  # not where all that is read has to be compared with a manifest
+            mapped = maps.map(source, reads.fileno()) if maps is not None and reads is not None else None
+            spans = _try_plain(raw, shard, job, meter, mapped)
         else:
             copy = ScratchFile(job.scratch, f"copy-{found.ordinal:07d}.tar", job.job)
             stack.callback(copy.abort)
@@ -88,8 +97,10 @@ def scan_shard(found: InputShard, job: Job) -> ShardSpans:
     return columns
 
 
-def _try_plain(raw: RawInput, shard: Shard, job: Job, meter: Meter) -> tuple[Spans, Ordering] | None:
-    """Scan a shard as a plain one; None when it needs the complete reader."""
+def _try_plain(
+    raw: RawInput, shard: Shard, job: Job, meter: Meter, mapped: memoryview | None = None
+) -> tuple[Spans, Ordering] | None:
+    """Scan a shard as a plain one, where it is mapped or else as a stream; None when it needs the complete reader."""
     ordering, seen = Ordering(job.spec), meter.samples
     if job.spec.key_function != "base_plus_ext":
         return None
@@ -97,6 +108,8 @@ def _try_plain(raw: RawInput, shard: Shard, job: Job, meter: Meter) -> tuple[Spa
         spans = scan_plain(
             raw,
             shard.label,
+            mapped=mapped,
+            counter=meter,
             key_of=ordering.key_of,
             load=ordering.load,
             key_of_stem=ordering.key_of_stem,

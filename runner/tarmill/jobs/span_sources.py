@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tarmill import storage
 from tarmill.errors import ChangedError
+from tarmill.formats.range_hash import cut
 from tarmill.jobs.mapped_files import MappedFiles
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
@@ -98,7 +99,7 @@ class SpanSources:
             block = memoryview(b"".join(mapped))
             ends = list(accumulate(lengths))
             # the copy is what is looked at: nobody else can change it
-            return Read(list(map(block.__getitem__, map(slice, [0, *ends], ends))), [block])
+            return Read(list(cut(block, [0, *ends], ends)), [block])
         pieces = self._read(numbers, starts, lengths)
         return Read(pieces, pieces)
 
@@ -131,12 +132,11 @@ class SpanSources:
         """Map sources, unless they are; False where that cannot be."""
         assert self._maps is not None
         for number in set(numbers).difference(self._mapped):
-            fd = self._fd(number)
-            try:
-                self._mapped[number] = self._maps.map(self._sources[number], fd)
-            except (OSError, ValueError):
+            mapped = self._maps.map(self._sources[number], self._fd(number))
+            if mapped is None:
                 self._maps = None
                 return False
+            self._mapped[number] = mapped
         return True
 
     def read_one(self, number: int, start: int, length: int) -> bytes:

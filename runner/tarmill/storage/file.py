@@ -82,6 +82,10 @@ class FileReads:
         self.size_bytes = size_bytes
         self.counter: ReadCounter | None = None
 
+    def fileno(self) -> int:
+        """Give the descriptor of the file, which stays open as long as the stream."""
+        return self._fd
+
     def readinto_at(self, buffer: memoryview, offset: int, /) -> int:
         """Fill `buffer` from an offset; 0 at the end, which is looked at twice."""
         try:
