@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import random
 import tarfile
@@ -45,12 +46,28 @@ def raw_of(data: bytes, chunks: Sequence[int] | None = None) -> io.RawIOBase | i
 
 
 def scan(data: bytes, chunks: Sequence[int] | None = None, **options: object) -> Spans | None:
-    """Scan a shard as a shuffle does; None where the complete reader has to look at it."""
+    """Scan a shard as a shuffle does, as a stream and mapped; None where the complete reader has to look at it."""
+    found = scan_once(data, chunks, **options)
+    if chunks is None and data:
+        with mmap.mmap(-1, len(data)) as mapping:
+            mapping[:] = data
+            with memoryview(mapping) as view:
+                same_spans(found, scan_once(data, None, mapped=view, **options))
+    return found
+
+
+def scan_once(data: bytes, chunks: Sequence[int] | None, **options: object) -> Spans | None:
     try:
         found = scan_plain(raw_of(data, chunks), URL, **options)  # type: ignore[arg-type]
     except NotPlain:
         return None
     return None if found.has_equal_keys() else found
+
+
+def same_spans(one: Spans | None, other: Spans | None) -> None:
+    names = [name for name in Spans.__slots__ if one is not None]
+    assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+    assert (one is None) == (other is None)
 
 
 def careful(data: bytes) -> tuple[ShardIndex, list[Record]] | None:
@@ -112,6 +129,8 @@ TAKEN: dict[str, bytes] = {
     "webdataset": tars.by_webdataset([{"__key__": f"{n:04}", "x": b"1" * n, "y": b"2"} for n in range(60)]),
     "tar inside": tars.ustar([("a.tar", tars.ustar([("in.x", b"1"), ("in.y", b"1" * 5000)])), ("b.x", b"")]),
     "headers inside": tars.ustar([("a.bin", tars.header("z.x", 5) * 3), ("a.x", b""), ("b.x", tars.header("z.x", 9))]),
+    "a size of 8 digits": tars.ustar([("a.x", bytes(2**21 - 1)), ("a.y", bytes(2**21)), ("b.x", bytes(2**21 + 513))]),
+    "marks in other places": tars.ustar([("a-bc.x", b"1"), ("ab-c.x", b"2"), ("a,bc.x", b"3"), ("abbc.x", b"4")]),
     "zeros inside": tars.ustar([("a.bin", bytes(1024)), ("b.bin", bytes(5000)), ("b.x", bytes(512))]),
     "magic inside": tars.ustar([("a.bin", (bytes(257) + b"ustar").ljust(512, b"1") * 3), ("b.x", b"1")]),
 }  # fmt: skip
@@ -398,7 +417,7 @@ def test_keys_from_names_alone_are_made_without_records(size):
 def test_progress_is_told_and_ends_at_the_number_of_samples():
     told: list[int] = []
     data = tars.ustar([(f"{number:04}.x", bytes(600)) for number in range(400)])
-    scan(data, tick=told.append)
+    scan_once(data, None, tick=told.append)
     assert told == sorted(told)
     assert told[-1] == 400
 

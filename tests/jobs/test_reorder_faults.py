@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from support.maps import (
     bytes_of,
     command,
     counts_balance,
+    environment,
     finished_shards,
     is_alive,
     leftovers,
@@ -301,6 +303,45 @@ def test_an_input_that_is_truncated_while_it_is_copied_fails_clearly(tmp_path: P
     else:
         assert plan == "external", "which has copied it before"
         assert sum(len(records_in(tmp_path / f"out-{shard}.tar")) for shard in range(4)) == 600
+    assert leftovers(tmp_path) == []
+
+
+TRUNCATED_WHEN_MAPPED = """
+import os
+from tarmill.formats.mapped_window import MappedWindow
+begin = MappedWindow.__init__
+
+def begin_and_truncate(window, *arguments):
+    begin(window, *arguments)
+    print("mapped", flush=True)
+    os.truncate("in-0.tar", 4096)
+
+MappedWindow.__init__ = begin_and_truncate
+from tarmill.cli.htshuffle import main
+main()
+"""
+
+
+@pytest.mark.real
+@every_plan
+def test_an_input_that_is_truncated_while_it_is_scanned_fails_clearly(tmp_path: Path, plan: str) -> None:
+    put_shards(tmp_path, 1, 300, 3000)
+    arguments = ["in-0.tar", "out-@2.tar", "-j", "1", "--plan", plan]
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATED_WHEN_MAPPED, *arguments],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        env=environment(),
+    )
+    if plan == "memory":
+        assert (done.returncode, b"mapped" in done.stderr) == (0, False), "it maps nothing"
+        return
+    assert done.returncode == 1
+    assert b"mapped" in done.stderr
+    assert b"in-0.tar" in done.stderr
+    assert b"run the command again" in done.stderr.lower()
     assert leftovers(tmp_path) == []
 
 

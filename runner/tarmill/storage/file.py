@@ -132,7 +132,11 @@ class FileStore(Store):
             raise_os_error(error, url, "opening")
         if version is not None and version != stream.stat.version:
             stream.close()
-            raise ChangedError(f"{url} is no longer the file that was seen when the job was planned", url=url)
+            raise ChangedError(
+                f"{url} is no longer the file that was seen when the job was planned; run the command again when "
+                "nothing writes to it",
+                url=url,
+            )
         return stream
 
     def read_ranges(self, url: str, ranges: Sequence[tuple[int, int]], *, version: str | None = None) -> list[bytes]:
