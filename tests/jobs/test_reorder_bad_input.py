@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import resource
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 from support import tars
-from support.maps import bytes_of, leftovers, pairs_of, records_in, run_map
+from support.maps import BIN, bytes_of, environment, leftovers, pairs_of, records_in, run_map
 from support.reorders import (
     FROM_ANYWHERE,
     PLANS,
@@ -388,6 +389,24 @@ def test_thousands_of_tiny_shards(tmp_path: Path, plan: str, tool: str, shards: 
     report = TOOLS[tool](tmp_path / f"in-@{shards:05d}.tar", tmp_path / "out-@3.tar", plan=plan)
     assert report.counts.written == shards
     assert sorted(keys_in(tmp_path / "out-@3.tar")) == [f"{shard:05d}" for shard in range(shards)]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("plan", ["local", "external"])
+def test_more_shards_than_may_be_mapped_at_a_time_are_read(tmp_path: Path, plan: str) -> None:
+    """A mapped file holds a descriptor; here a process may have 200."""
+    for shard in range(500):
+        (tmp_path / f"in-{shard:03d}.tar").write_bytes(tars.ustar([(f"{shard:03d}.t", b"%d" % shard)]))
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n 200; exec "{BIN}/htshuffle" in-@500.tar out-@3.tar -j 1 --plan {plan}'],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=100,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert sorted(keys_in(tmp_path / "out-@3.tar")) == [f"{shard:03d}" for shard in range(500)]
 
 
 # Inputs that are not there, or not alone

@@ -6,8 +6,13 @@ Only for processes that may be ended by a file that becomes shorter while it is 
 from __future__ import annotations
 
 import mmap
+from typing import Protocol
 
-from tarmill.storage.base import ReadCounter
+
+class ReadCounter(Protocol):
+    """Who wants to know how much was looked at."""
+
+    read_bytes: int
 
 
 class MappedWindow:

@@ -31,7 +31,7 @@ class CutNames:
     stems: Names
     """The keys with their dots."""
     fresh: NDArray[np.bool_]
-    """Whether the key is another one than that before it."""
+    """Of each, whether its key is another one than that before it."""
     behind: bytes = b""
     """What stands behind the dots, joined, where all are in one column."""
 
@@ -67,13 +67,13 @@ def cut_names(rows: Bytes, unlike: list[int]) -> CutNames:
 
 
 def _cut_alike(rows: Bytes, unlike: list[int]) -> CutNames | None:
-    """Cut names whose keys have all that is not a letter or digit in the same columns; None says "look closer"."""
+    """Cut names whose dots and slashes, and all else below "0", are in the same columns; None says "look closer"."""
     first = rows[0, :NAME_BYTES].tobytes()
     last_part = first.rfind(b"/") + 1
     dot = first.find(b".", last_part)
     if dot <= last_part or b"\0" in first[:dot]:
         return None
-    words = rows.view(np.uint64)[:, : dot // WORD_BYTES + 1].copy()
+    words = rows.view("<u8")[:, : dot // WORD_BYTES + 1].copy()
     words[:, -1] &= np.uint64((1 << dot % WORD_BYTES * 8 + 8) - 1)  # what stands behind the dot is no key
     width = words.shape[1] * WORD_BYTES
     marks = np.minimum(words.view(np.uint8).reshape(-1), _SLASH + 1)  # dots, slashes and NULs are below it

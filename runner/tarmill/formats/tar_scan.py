@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_intdigest
 
 from tarmill.formats.digest import MASK_64, MASK_128, field_seed
-from tarmill.formats.mapped_window import MappedWindow
+from tarmill.formats.mapped_window import MappedWindow, ReadCounter
 from tarmill.formats.range_hash import Hashes, HashSum, cut, hashes_of
 from tarmill.formats.samples import Record
 from tarmill.formats.tar_header import BLOCK, ZERO_BLOCK
 from tarmill.formats.tar_headers import Headers, parse_first, parse_headers
 from tarmill.formats.tar_rows import NotPlain
 from tarmill.formats.tar_window import RawInput, Window
-from tarmill.storage.base import ReadCounter
 
 _VIEW_BYTES = 1 << 10
 """Ranges above this are hashed where they lie; below, a copy costs less than a view."""

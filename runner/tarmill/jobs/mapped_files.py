@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import resource
+from contextlib import suppress
 
 from tarmill.planning.span_tasks import Source
 
@@ -14,12 +16,13 @@ class MappedFiles:
 
     def __init__(self) -> None:
         self._files: dict[_Version, memoryview] = {}
+        self._most = 0
 
     def __len__(self) -> int:
         return len(self._files)
 
     def map(self, source: Source, fd: int) -> memoryview | None:
-        """Give a whole file; None where it is empty, cannot be mapped, or there is no more room for addresses.
+        """Give a whole file; None where it is empty or cannot be mapped, or where very many are.
 
         Args:
             source: says which file in which version.
@@ -28,6 +31,9 @@ class MappedFiles:
         name = source.path, source.version
         found = self._files.get(name)
         if found is None:
+            self._most = self._most or max_open() // 2  # each holds a descriptor of its own
+            if len(self._files) >= self._most:
+                return None
             try:
                 found = self._files[name] = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
             except (OSError, ValueError):
@@ -37,6 +43,17 @@ class MappedFiles:
     def release(self) -> None:
         """Unmap all, as soon as nobody holds a piece of them."""
         self._files.clear()
+
+
+def max_open() -> int:
+    """Tell how many files a process may keep open, after asking for as many as it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 16384 if hard == resource.RLIM_INFINITY else min(hard, 16384)
+    if wanted > soft:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(64, soft // 2)
 
 
 kept = MappedFiles()

@@ -9,7 +9,6 @@ room for them, too; under Dask, which pauses workers for it, nothing is mapped.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 from tarmill import storage
 from tarmill.errors import ChangedError
 from tarmill.formats.range_hash import cut
-from tarmill.jobs.mapped_files import MappedFiles
+from tarmill.jobs.mapped_files import MappedFiles, max_open
 from tarmill.jobs.scratch_files import ScratchFile
 from tarmill.planning.span_tasks import Source
 from tarmill.storage.base import Bytes
@@ -76,8 +75,9 @@ class SpanSources:
         self._fds: dict[int, int] = {}
         self._used: set[int] = set()
         self._fetched: list[str] = []
-        self._max_open = _max_open()
-        if 2 * len(sources) > self._max_open:  # a mapping holds a descriptor of its own
+        self._max_open = max_open()
+        if maps is not None and 2 * len(sources) > self._max_open:
+            maps.release()  # what is mapped already holds descriptors, which are needed to read
             self._maps = None
 
     def label(self, number: int) -> str:
@@ -285,14 +285,3 @@ def forget_file(url: str) -> None:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(fd)
-
-
-def _max_open() -> int:
-    """Tell how many files a process may keep open, after asking for as many as it may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 16384 if hard == resource.RLIM_INFINITY else min(hard, 16384)
-    if wanted > soft:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    return max(64, soft // 2)
