@@ -335,8 +335,8 @@ def test_an_input_that_is_truncated_while_it_is_scanned_fails_clearly(tmp_path: 
         timeout=100,
         env=environment(),
     )
-    if plan == "memory":
-        assert (done.returncode, b"mapped" in done.stderr) == (0, False), "it maps nothing"
+    if plan != "local":
+        assert (done.returncode, b"mapped" in done.stderr) == (0, False), "what is read once is not mapped for it"
         return
     assert done.returncode == 1
     assert b"mapped" in done.stderr

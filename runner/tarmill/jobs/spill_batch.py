@@ -48,17 +48,16 @@ def spill_batch(task: BatchTask) -> BatchDone:
     done = BatchDone(task.index, tuple(shard.ordinal for shard in task.shards))
     batch: list[ShardSpans] = []
     held = 0
-    maps = MappedFiles() if job.maps else None
     for shard in task.shards:
         with redirect_stdout(sys.stderr):  # what a script prints must not mix with data on standard output
-            spans = scan_shard(shard, job, maps)
+            spans = scan_shard(shard, job)  # a shard that is read once costs less so than mapped, where memory is short
         done.counts.merge(spans.counts)
         done.members += spans.members
         done.digest = (done.digest + spans.digest) & MASK_128
         batch.append(spans)
         held += int(spans.lengths.sum(dtype=np.int64)) * BLOCK
         if held >= task.batch_bytes or shard is task.shards[-1]:
-            _Batch(job, batch, maps).write(task, done)
+            _Batch(job, batch).write(task, done)
             batch, held = [], 0
     storage.write_bytes(batch_file(job.state, task.index), json.dumps(done.to_dict()).encode(), owner=job.job)
     return done
@@ -84,7 +83,7 @@ def load_batch(task: BatchTask) -> BatchDone | None:
 class _Batch:
     """The samples of some shards, as columns, on their way into one run."""
 
-    def __init__(self, job: Job, shards: list[ShardSpans], maps: MappedFiles | None) -> None:
+    def __init__(self, job: Job, shards: list[ShardSpans]) -> None:
         self.job = job
         self.shards = shards
         self.combines = isinstance(job.spec, SortSpec) and job.spec.combine
@@ -94,7 +93,7 @@ class _Batch:
             np.concatenate([getattr(spans, name) for spans in shards])
             for name in ("starts", "lengths", "stems", "fields")
         )
-        self.sources = SpanSources([spans.source for spans in shards], maps=maps)
+        self.sources = SpanSources([spans.source for spans in shards], maps=MappedFiles() if job.maps else None)
         if isinstance(job.spec, SortSpec):
             self.keys: NDArray[Any] = np.concatenate([spans.keys for spans in shards if spans.keys is not None])
         else:
