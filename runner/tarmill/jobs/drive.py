@@ -83,7 +83,9 @@ def choose_engine(
         return serial_engine()
     from tarmill.engine.processes import process_engine
 
-    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=not scripts)
+    # a copy would share the driver's connections to a store, and take answers that are not its own
+    forks = not scripts and not remote
+    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=forks)
 
 
 def run_tasks(
