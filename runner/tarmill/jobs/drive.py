@@ -40,7 +40,7 @@ def urls_of_this_process(urls: Sequence[str]) -> list[str]:
 
 
 def choose_engine(
-    options: RunOptions, tasks: int, urls: Sequence[str], *, scripts: bool = False, apart: bool = False
+    options: RunOptions, tasks: int, urls: Sequence[str], *, forks: bool = False, apart: bool = False
 ) -> Engine:
     """Pick where tasks run: a Dask scheduler when one is named, worker processes, or this process for one worker.
 
@@ -48,7 +48,7 @@ def choose_engine(
         options: scheduler, workers, task timeout.
         tasks: how many there are; no more workers than that.
         urls: what the tasks read and write; streams and memory stay in this process.
-        scripts: the tasks run code of users, so that worker processes must not begin as copies of this one.
+        forks: the tasks run no code of users, so that worker processes may begin as copies of this one.
         apart: a fault of a task may end its process, which must not be this one.
 
     Raises:
@@ -83,8 +83,6 @@ def choose_engine(
         return serial_engine()
     from tarmill.engine.processes import process_engine
 
-    # a copy would share the driver's connections to a store, and take answers that are not its own
-    forks = not scripts and not remote
     return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=forks)
 
 
