@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 from support import tars
-from support.maps import BIN, bytes_of, environment, leftovers, pairs_of, records_in, run_map
+from support.maps import BIN, bytes_of, command, environment, leftovers, pairs_of, records_in, run_map
 from support.reorders import (
     FROM_ANYWHERE,
     PLANS,
@@ -340,6 +340,19 @@ def test_headers_of_other_writers_are_copied_with_their_samples(tmp_path: Path, 
     whole, before = (tmp_path / "out-0.tar").read_bytes(), (tmp_path / "in-0.tar").read_bytes()
     assert whole == before[: len(whole) - 1024] + tars.END
     assert tars.webdataset_listing(whole) == samples
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("plan", ["local", "external"])
+def test_shards_for_the_complete_reader_are_read_by_several_workers_at_once(tmp_path: Path, plan: str) -> None:
+    """Workers begin as copies of the driver: the memory into which each of them reads must be its own."""
+    pairs = [[(f"{LONG}{shard}-{n:04d}.txt", b"%d %d " % (shard, n) * 100) for n in range(600)] for shard in range(6)]
+    for shard, members in enumerate(pairs):
+        (tmp_path / f"in-{shard}.tar").write_bytes(tars.by_tarfile(members, tarfile.PAX_FORMAT))
+    done = command(["in-@6.tar", "out-@4.tar", "-j", "2", "--plan", plan], tmp_path, tool="htshuffle")
+    assert done.returncode == 0, done.stderr.decode()
+    expected = tars.samples_of([pair for members in pairs for pair in members])
+    assert multiset(samples_in(tmp_path / "out-@4.tar")) == multiset(expected)
 
 
 # Sizes

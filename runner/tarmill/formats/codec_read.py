@@ -6,12 +6,12 @@ The decompressor objects of isal, bz2, lzma and lz4 are alike: one class serves 
 from __future__ import annotations
 
 import io
-import mmap
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol, cast
 
 from tarmill.errors import CompressionError, LimitError, TruncatedError
 from tarmill.formats.tar_window import RawInput
+from tarmill.heap import own_memory
 
 MAX_WINDOW_BYTES = 1 << 27
 _READ = 32 << 10
@@ -146,7 +146,7 @@ class MemberInput(io.RawIOBase):
         self._offset = 0
         """Compressed bytes read from `raw`."""
         self._members = 0
-        self._window = memoryview(mmap.mmap(-1, _READ))
+        self._window = memoryview(own_memory(_READ))
 
     def readable(self) -> bool:
         """Tell io that this can be read."""

@@ -14,7 +14,7 @@ import mmap
 from collections.abc import Callable
 from typing import Protocol
 
-from tarmill.heap import keep_freed_memory
+from tarmill.heap import keep_freed_memory, own_memory
 
 WINDOW_BYTES = 1 << 20
 _SHORT_FILL = 4 << 10
@@ -61,7 +61,7 @@ class Window:
             self.buffer = self._idle.pop()
         except IndexError:
             keep_freed_memory()
-            self.buffer = mmap.mmap(-1, self.size)
+            self.buffer = own_memory(self.size)
         self.view = memoryview(self.buffer)
         self._leap_view = self.view[:_LEAP_FILL]
         self.pos = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ from tarmill import storage
 from tarmill.engine.meter import Meter, current
 from tarmill.errors import ChangedError, StorageError, TarmillError
 from tarmill.formats.tar_write import TarSink
+from tarmill.heap import own_memory
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
 from tarmill.jobs.shard_io import ShardOutput
@@ -325,7 +325,7 @@ def _changed(path: str, size: int, size_now: int) -> ChangedError:
 def _blocks_of_file(path: str, part: Part, follow: bool) -> Iterator[memoryview]:
     """Read a file in blocks; raises SampleTrouble where it is not what was listed."""
     _, _, size, mtime_ns, inode = part
-    buffer = mmap.mmap(-1, _BLOCK_BYTES)  # aligned to pages: reading into anything else costs several times as much
+    buffer = own_memory(_BLOCK_BYTES)
     fd, done = -1, 0
     try:
         fd = os.open(path, _FLAGS | (0 if follow else os.O_NOFOLLOW))

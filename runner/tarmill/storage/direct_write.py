@@ -13,6 +13,8 @@ import mmap
 import os
 from contextlib import suppress
 
+from tarmill.heap import own_memory
+
 BLOCK_BYTES = 2 << 20
 """Of one write; a huge page, which the kernel need not look up piece by piece."""
 ALIGNMENT = 4096
@@ -99,7 +101,7 @@ def _take_block() -> mmap.mmap:
 
 def new_memory(size_bytes: int) -> mmap.mmap:
     """Get memory that disks may write to and read from: it begins with a page, and has large ones where there are."""
-    made = mmap.mmap(-1, size_bytes, mmap.MAP_PRIVATE)
+    made = own_memory(size_bytes)
     with suppress(OSError, AttributeError):
         made.madvise(mmap.MADV_HUGEPAGE)
     return made
