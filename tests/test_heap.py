@@ -1,12 +1,15 @@
-"""That buffers are a process's own, and that memory which samples have freed is used again, without the kernel's help."""
+"""Buffers are a process's own, and memory which samples have freed is used again without the kernel's help."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from tarmill.heap import own_memory
 
 LOOP = """
 import resource
