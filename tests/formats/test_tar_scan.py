@@ -65,9 +65,9 @@ def scan_once(data: bytes, chunks: Sequence[int] | None, **options: object) -> S
 
 
 def same_spans(one: Spans | None, other: Spans | None) -> None:
-    names = [name for name in Spans.__slots__ if one is not None]
-    assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
     assert (one is None) == (other is None)
+    if one is not None:
+        assert [getattr(one, name) for name in Spans.__slots__] == [getattr(other, name) for name in Spans.__slots__]
 
 
 def careful(data: bytes) -> tuple[ShardIndex, list[Record]] | None:

@@ -57,14 +57,15 @@ class HashSum:
     def add(self, hashes: Hashes) -> None:
         """Add hashes as `hashes_of` gives them."""
         self._waiting.append(hashes)
-        self._count += len(hashes)
-        if self._count >= _AT_ONCE:
-            self.total()
+        self._noted(len(hashes))
 
     def add_digests(self, digests: bytes) -> None:
         """Add hashes as `digests_of` gives them."""
         self._digests.append(digests)
-        self._count += len(digests) // _DIGEST_BYTES
+        self._noted(len(digests) // _DIGEST_BYTES)
+
+    def _noted(self, count: int) -> None:
+        self._count += count
         if self._count >= _AT_ONCE:
             self.total()
 
