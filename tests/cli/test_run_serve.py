@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,20 @@ def test_workers_that_come_late_or_die_change_nothing_and_all_leave_well(tmp_pat
     assert not listens(running.dask_port)
     assert not listens(running.status_port)
     assert all(json.loads(line)["event"] for line in running.errors.splitlines()), "the log is JSON lines"
+
+
+@pytest.mark.real
+def test_what_libraries_warn_of_has_the_form_of_the_other_lines() -> None:
+    program = """
+import warnings
+from tarmill.cli.serve import _set_up_logs
+_set_up_logs("json")
+warnings.warn("creating scratch directories is taking a surprisingly long time")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["event"], line["level"], line["logger"]) for line in lines] == [("log", "warning", "py.warnings")]
+    assert "surprisingly long" in lines[0]["message"]
 
 
 @served

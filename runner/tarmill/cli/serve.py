@@ -118,3 +118,4 @@ def _set_up_logs(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)  # Dask warns of a slow disk, for example
