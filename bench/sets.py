@@ -161,7 +161,7 @@ def make_unique(name: str, scale: float, folder: Path, copies: Path) -> tuple[Vi
     return short, long, replace(one, name=f"{name}.unique", key_bytes=template.key_bytes)
 
 
-FILES = {"text.files": 30_000, "images.files": 4_000, "text.morefiles": 120_000, "images.morefiles": 8_000}
+FILES = {"text.files": 30_000, "images.files": 4_000, "text.morefiles": 120_000, "images.morefiles": 16_000}
 """Samples of the folders that are packed: enough for start-up not to be what is measured. Two processes against one is
 a question of throughput and takes more, which nobody packs by tarfile."""
 _FOLDER_SAMPLES = 1000

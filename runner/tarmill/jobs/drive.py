@@ -40,7 +40,7 @@ def urls_of_this_process(urls: Sequence[str]) -> list[str]:
 
 
 def choose_engine(
-    options: RunOptions, tasks: int, urls: Sequence[str], *, forks: bool = False, apart: bool = False
+    options: RunOptions, tasks: int, urls: Sequence[str], *, scripts: bool = False, apart: bool = False
 ) -> Engine:
     """Pick where tasks run: a Dask scheduler when one is named, worker processes, or this process for one worker.
 
@@ -48,7 +48,7 @@ def choose_engine(
         options: scheduler, workers, task timeout.
         tasks: how many there are; no more workers than that.
         urls: what the tasks read and write; streams and memory stay in this process.
-        forks: the tasks run no code of users, so that worker processes may begin as copies of this one.
+        scripts: the tasks run code of users, so that worker processes must not begin as copies of this one.
         apart: a fault of a task may end its process, which must not be this one.
 
     Raises:
@@ -83,7 +83,7 @@ def choose_engine(
         return serial_engine()
     from tarmill.engine.processes import process_engine
 
-    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=forks)
+    return process_engine(max(1, workers), task_timeout_s=options.task_timeout or None, forks=not scripts)
 
 
 def run_tasks(
@@ -117,8 +117,12 @@ def run_tasks(
             return
 
 
-def results(engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener) -> list[R]:
-    """Run tasks and give their results in the order of the tasks; the first error is raised, and stops what runs."""
+def results(engine: Engine, function: Callable[[T], R], tasks: Sequence[T], listener: Listener) -> Iterator[R]:
+    """Run tasks and yield their results in the order of the tasks, each as soon as all before it are there.
+
+    The first error is raised, and stops what runs.
+    """
+    waiting = [task.index for task in reversed(tasks)]
     found: dict[int, R] = {}
     with closing(run_tasks(engine, function, tasks, listener)) as outcomes:  # type: ignore[type-var]
         for outcome in outcomes:
@@ -126,7 +130,8 @@ def results(engine: Engine, function: Callable[[T], R], tasks: Sequence[T], list
                 raise outcome.error
             assert outcome.result is not None
             found[outcome.task.index] = outcome.result
-    return [found[task.index] for task in tasks]
+            while waiting and waiting[-1] in found:
+                yield found.pop(waiting.pop())
 
 
 def from_anywhere(url: str) -> str:

@@ -41,7 +41,7 @@ def reorder_externally(work: Reorder) -> None:
     tasks = batch_tasks(work)
     urls = [work.inputs[0].shard.url, work.out.folder or "./"]
     count = max(2, len(tasks))
-    with choose_engine(work.options, count, urls, forks=not work.runs_scripts, apart=work.job.maps) as engine:
+    with choose_engine(work.options, count, urls, scripts=work.runs_scripts, apart=work.job.maps) as engine:
         first = work.inputs[0].shard
         if first.url != "-":
             probe_workers(engine, first, from_anywhere(work.out.folder or "./"))

@@ -204,7 +204,7 @@ def _run_tasks(
         withdraw_index(found.manifest, ShardPattern.parse(found.spec.output), found.job, keep)
         withdraw(found.manifest)
         found.folder.begin({"kind": _KIND, "output": storage.mask(found.spec.output), "shards": len(found.shards)})
-    with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output]) as engine:
+    with choose_engine(options, len(tasks), [tasks[0].shard.url, tasks[0].output], scripts=True) as engine:
         probe_workers(engine, tasks[0].shard, from_anywhere(ShardPattern.parse(found.spec.output).folder or "./"))
         with closing(run_tasks(engine, map_shard, tasks, listener, fail_fast=options.fail_fast)) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:

@@ -43,7 +43,7 @@ def _engine(work: Reorder, tasks: int) -> Engine:
     if work.plan.kind == "memory":
         return serial_engine()
     urls = [work.inputs[0].shard.url, work.out.folder or "./"]
-    return choose_engine(work.options, max(2, tasks), urls, forks=not work.runs_scripts, apart=work.job.maps)
+    return choose_engine(work.options, max(2, tasks), urls, scripts=work.runs_scripts, apart=work.job.maps)
 
 
 # -- the first pass --------------------------------------------------------------------------------------------------

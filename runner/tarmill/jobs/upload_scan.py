@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 from tarmill.engine.base import Engine
 from tarmill.engine.meter import current
@@ -71,37 +72,46 @@ def look_at_tree(
 
     Args:
         spec: key_prefix, follow_symlinks.
-        runs: the files; where workers look, all wait in memory, by name only.
+        runs: the files; where workers look, at most twice as many wait in memory as were looked at, by name only.
         root: number of the tree.
         collector: takes samples, and what is wrong with them.
         engine: gives one whose workers can look, and which has begun to start them; None for here.
         listener: is told when it takes long.
     """
     tasks = _tasks(spec, runs, root)
-    if engine is None:
+    waiting: deque[LookTask] = deque()
+    files = 0
+    if engine is not None:
         for task in tasks:
+            waiting.append(task)
+            files += task.files
+            if files >= MANY_FILES:
+                break
+    if engine is None or files < MANY_FILES:
+        for task in chain(waiting, tasks):
             _take(collector, look_in_worker(task))
         return
-    waiting, files = _walked(tasks, engine)
-    if files >= MANY_FILES:
-        listener.note(f"looking at {files:,} files")
-    while waiting and (files < MANY_FILES or not engine().is_ready()):
+    listener.note("looking at more files than can be looked at in a moment")
+    workers = engine()
+    while waiting and not workers.is_ready():
         _take(collector, look_in_worker(waiting.popleft()))
-    if waiting:
-        for done in results(engine(), look_in_worker, waiting, Listener()):
-            _take(collector, done)
+        waiting += islice(tasks, 1)
+    for done in _looked_elsewhere(waiting, tasks, workers):
+        _take(collector, done)
 
 
-def _walked(tasks: Iterable[LookTask], engine: Callable[[], Engine]) -> tuple[deque[LookTask], int]:
-    """Give all tasks and the number of their files; where there are many, workers start while the walk goes on."""
-    found: deque[LookTask] = deque()
-    files = 0
-    for task in tasks:
-        found.append(task)
-        files += task.files
-        if files - task.files < MANY_FILES <= files:
-            engine()
-    return found, files
+def _looked_elsewhere(batch: Sequence[LookTask], tasks: Iterator[LookTask], workers: Engine) -> Iterator[LookDone]:
+    """Let workers look at files while the walk goes on here; results come in the order of tasks.
+
+    What is walked during one round of tasks is the next round. Each may be twice as long as the one before: workers
+    wait at the end of rounds, and so there are few.
+    """
+    while batch:
+        following: list[LookTask] = []
+        for done in results(workers, look_in_worker, batch, Listener()):
+            following += islice(tasks, 2)
+            yield done
+        batch = following
 
 
 def _take(collector: Collector, done: LookDone) -> None:

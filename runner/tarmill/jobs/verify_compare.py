@@ -74,7 +74,7 @@ def find_differences(
     examples = dict[str, list[_Pair]]()
     for part in range(passes):
         asked = [replace(task, part=(part, passes)) for task in tasks]
-        blocks = results(engine, collect_digests, asked, listener)
+        blocks = list(results(engine, collect_digests, asked, listener))
         rows = [numpy.frombuffer(b"".join(half), "<u8").reshape(-1, 2) for half in (blocks[:middle], blocks[middle:])]
         owners = numpy.repeat(numpy.arange(len(blocks)), [len(block) // ROW_BYTES for block in blocks])
         owner = [owners[: len(rows[0])], owners[len(rows[0]) :]]
