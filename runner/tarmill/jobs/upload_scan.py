@@ -91,7 +91,7 @@ def look_at_tree(
         for task in chain(waiting, tasks):
             _take(collector, look_in_worker(task))
         return
-    listener.note("looking at more files than can be looked at in a moment")
+    listener.note(f"looking at {files:,} files and more")
     workers = engine()
     while waiting and not workers.is_ready():
         _take(collector, look_in_worker(waiting.popleft()))
