@@ -205,7 +205,7 @@ BARS = [
     _wall_of_cat("images", "external", 5, 3),
     _sort("text"),
     _sort("images"),
-    *_upload("small files", "text", 2.4),
+    *_upload("small files", "text", 2.8),
     *_upload("images", "images", 2.0),
     _against(
         "upload small files: tarfile / htupload", "text.files/upload/tarfile", "text.files/upload/htupload", 8, 13, 4

@@ -39,6 +39,9 @@ SHARD_BYTES = 102_400_000
 """Of so many samples, about."""
 CLASSES = 1000
 GROWTH = 1.25
+MOST_RUNS = 8
+"""Of a small size, around the one of the largest."""
+COSTS = ("cpu_s", "start_s", "cpu_us", "net_us", "wall_s", "read_bytes", "proof_s")
 HEADROOM = 3.5
 """Disk for each byte of data: itself, the runs, the output, and room."""
 LEAST_S, MOST_S_PER_GB = 120, 180
@@ -284,6 +287,7 @@ def judge(rows: list[dict[str, Any]], limit: int) -> list[str]:
 HEADER = (
     "job",
     "GB",
+    "runs",
     "samples",
     "CPU us/sample",
     "to the smallest",
@@ -301,6 +305,7 @@ def lines_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             TITLES[row["job"]],
             f"{row['bytes'] / 1e9:.2f}",
+            str(row.get("runs", 1)),
             f"{row['samples']:,}",
             f"{row['net_us']:.2f}",
             f"{row['net_us'] / first.setdefault(row['job'], row['net_us']):.2f}",
@@ -315,11 +320,10 @@ def lines_of(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def about(told: dict[str, Any]) -> str:
     """Say on what and how it was measured."""
-    where, rounds = told["machine"], told["rounds"]
+    where = told["machine"]
     return (
         f"{told['date']}; {where['processors']} processors, {where['system']}, Python {where['python']}; "
-        f"{'one round' if rounds == 1 else f'the least of {rounds} rounds'}; `{told['flags']}`, held to "
-        f"{told['limit_bytes'] / 1e6:.0f} MB by {told['rows'][0]['limit']}."
+        f"`{told['flags']}`, held to {told['limit_bytes'] / 1e6:.0f} MB by {told['rows'][0]['limit']}."
     )
 
 
@@ -342,7 +346,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", default="1,2,5,10,20", help="GB, smallest first")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the size of each shard")
     parser.add_argument("--jobs", default=",".join(JOBS))
-    parser.add_argument("--rounds", type=int, default=1, help="the least of so many runs counts")
     parser.add_argument("--limit", type=int, default=512_000_000, help="bytes of memory for the process tree")
     parser.add_argument("--memory", default="256MB", help="what the tool is told")
     parser.add_argument("--workers", type=int, default=2)
@@ -370,24 +373,23 @@ def main() -> int:
     told: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
-        "rounds": options.rounds,
         "flags": f"--plan external -j {options.workers} --memory {options.memory}",
         "limit_bytes": options.limit,
         "scale": options.scale,
         "rows": [],
     }
     failed: list[str] = []
-    best: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     try:
-        for job, count in in_turn(options.jobs.split(","), sizes, options.rounds, failed):
+        for job, count in in_turn(options.jobs.split(","), sizes, failed):
             try:
                 row = run(job, data, count, out, options)
             except BenchError as error:
                 failed.append(job)
                 print(f"bench: {error}", file=sys.stderr, flush=True)
                 continue
-            best[job, count] = better(best.get((job, count)), row)
-            told["rows"] = [best[key] for key in sorted(best, key=lambda key: (JOBS.index(key[0]), key[1]))]
+            found[job, count] = together(found.get((job, count)), row)
+            told["rows"] = [found[key] for key in sorted(found, key=lambda key: (JOBS.index(key[0]), key[1]))]
             print("  ".join(lines_of([row])[0]), file=sys.stderr, flush=True)
             if options.json:
                 options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -404,23 +406,30 @@ def main() -> int:
     return 2 if failed else 1 if missed else 0
 
 
-def in_turn(jobs: list[str], sizes: list[int], rounds: int, failed: list[str]) -> Iterator[tuple[str, int]]:
-    """Give the runs: all sizes of a job one behind the other, in every round; none of a job that has failed, since
-    larger ones would take longer still."""
-    for number in range(rounds):
-        for job in jobs:
-            for count in sizes:
-                if job not in failed:
-                    yield job, count
-        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+def in_turn(jobs: list[str], sizes: list[int], failed: list[str]) -> Iterator[tuple[str, int]]:
+    """Give the runs: of each job the small sizes several times before the largest and as often after it.
+
+    A machine that others share is at times twice as slow as at others, for minutes: what takes seconds must not meet
+    only its best times, and what takes minutes its average. None of a job that has failed, since larger ones would
+    take longer still.
+    """
+    *smaller, largest = sizes
+    for job in jobs:
+        repeats = {count: -(-min(MOST_RUNS, largest // count) // 2) for count in smaller}
+        before = [count for count in smaller for _ in range(repeats[count])]
+        for count in (*before, largest, *reversed(before)):
+            if job not in failed:
+                yield job, count
 
 
-def better(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
-    """Take the run that cost less, since whatever else a machine does only ever adds; of memory the most of both."""
+def together(before: dict[str, Any] | None, row: dict[str, Any]) -> dict[str, Any]:
+    """Put the runs of one job and size into one row: the mean of what they cost, the most of their memory."""
     if before is None:
-        return row
+        return {**row, "runs": 1}
+    runs = before["runs"] + 1
+    means = {name: (before[name] * before["runs"] + row[name]) / runs for name in COSTS}
     peaks = {name: max(before[name], row[name]) for name in ("peak_anon_mb", "peak_anon_mb_of_all")}
-    return min(before, row, key=lambda one: one["net_us"]) | peaks
+    return {**before, **means, **peaks, "runs": runs}
 
 
 def fitting(sizes: list[int], shard_bytes: int, folder: Path) -> list[int]:
