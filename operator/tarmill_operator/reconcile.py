@@ -139,9 +139,14 @@ class _Run:
         if left <= 0 and not worn_out:
             return self._plan_attempt("Planned", "an attempt begins")
         ended = self._others(with_jobs=True, with_workers=worn_out)
-        logs = pods_to_keep(self.observed, self.children.logs_name()) if ended else ()
-        decision = self._stay(delete=ended, requeue_s=left if left > 0 else None)
-        return replace(decision, logs=logs, logs_name=self.children.logs_name())
+        return self._with_logs(self._stay(delete=ended, requeue_s=left if left > 0 else None))
+
+    def _with_logs(self, decision: Decision) -> Decision:
+        """Keep the last lines of this run's pods that failed, before a decision removes any."""
+        mine = tuple(pod for pod in self.observed.pods if _run_of(pod) == str(self.number))
+        name = self.children.logs_name()
+        logs = pods_to_keep(replace(self.observed, pods=mine), name) if decision.delete else ()
+        return replace(decision, logs=logs, logs_name=name)
 
     def _has_worn_out_workers(self) -> bool:
         workers = pods_of(self.observed, WORKER, self.number)
@@ -172,7 +177,9 @@ class _Run:
         if wanted and self.observed.refusal:
             verdict = self._refused(self.observed.refusal, verdict)
         decision = self._say(verdict.phase, verdict.reason, verdict.message)
-        return Decision(decision.status, apply=tuple(wanted), delete=self._others(), requeue_s=verdict.requeue_s)
+        # the pause may have been over before anybody looked, and what failed is still there
+        made = Decision(decision.status, apply=tuple(wanted), delete=self._others(), requeue_s=verdict.requeue_s)
+        return self._with_logs(made)
 
     def _wait_for_earlier_runner(self, verdict: Verdict) -> Decision | None:
         pods = earlier_runners(self.observed.pods, self.number, self.status["attempt"])
@@ -183,7 +190,7 @@ class _Run:
         decision = self._say("Starting", "StartingPods", f"waiting for the end of {min(waiting)}")
         ends = [end - self.now for end in waiting.values() if end is not None]
         soon = [seconds for seconds in (verdict.requeue_s, *ends) if seconds is not None]
-        return Decision(decision.status, delete=self._others(), requeue_s=min(soon, default=None))
+        return self._with_logs(Decision(decision.status, delete=self._others(), requeue_s=min(soon, default=None)))
 
     def _refused(self, refusal: Cause, verdict: Verdict) -> Verdict:
         """Tell that something could not be made; it is tried again with every look."""
@@ -319,7 +326,7 @@ class _Run:
         workers = self.children.workers_name() if with_workers else ""
         found = []
         for child in self.observed.children:
-            other_run = child["metadata"].get("labels", {}).get(RUN_LABEL) != str(self.number)
+            other_run = _run_of(child) != str(self.number)
             ended = child["kind"] == "Job" and (with_jobs or child["metadata"]["name"] != job)
             if other_run or ended or child["metadata"]["name"] == workers:
                 found.append(child)
@@ -337,3 +344,8 @@ class _Run:
         if failure and failure != old.get("lastFailure") and failure["reason"] != new.get("reason"):
             found.append(Notice(failure["reason"], failure["message"], warning=True))
         return found
+
+
+def _run_of(item: Resource) -> str:
+    """Give the number of the run to which a child or pod belongs."""
+    return str(item["metadata"].get("labels", {}).get(RUN_LABEL))

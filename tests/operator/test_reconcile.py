@@ -146,6 +146,16 @@ def test_a_failure_is_tried_again_after_a_pause_that_doubles_and_counts() -> Non
     assert true_conditions(status) == {"Accepted", "Stalled", "Failed"}
 
 
+def test_the_last_lines_of_a_failed_runner_are_kept_though_the_pause_was_over_before_anybody_looked() -> None:
+    observed = failed_once(backoffBaseSeconds=1)
+    observed = store(observed, reconcile(observed, NOW + 60))
+    assert (observed.resource["status"]["phase"], observed.resource["status"]["attempt"]) == ("Pending", 2)
+    begun = reconcile(replace(observed, fresh=True), NOW + 60)
+    assert kinds(begun.delete) == ["Job"]
+    assert begun.logs == ("runner-1",)
+    assert begun.logs_name.endswith("-r1-logs")
+
+
 def test_a_usage_error_is_never_tried_again() -> None:
     observed = started()
     words = {"outcome": "usage", "reason": "SpecError", "message": "no such option"}
