@@ -6,7 +6,8 @@ Text samples on the disk, in lists of 1 to 20 GB, go through htshuffle and htsor
 process tree is held to 512 MB. Bars: CPU time per sample, without start-up, at the largest size is at most 1.25 times
 that at the smallest; anonymous memory of all processes together stays within the limit; the result is proven. Inputs
 are dropped from the page cache before each run, so that no size is read from memory. A control group counts the page
-cache too: what is read from the disk more than once because it did not stay there shows in "read".
+cache too: what is read from the disk more than once because it did not stay there shows in "read". Small sizes run
+several times around the largest, and their mean counts.
 """
 
 from __future__ import annotations

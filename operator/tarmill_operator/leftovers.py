@@ -37,6 +37,11 @@ def is_record(child: Resource) -> bool:
     return child["kind"] == "ConfigMap" or (child["kind"] == "Job" and bool(ended & {"Complete", "Failed"}))
 
 
+def run_of(item: Resource) -> str:
+    """Give the number of the run to which a child or pod belongs, as its label says."""
+    return str(item["metadata"].get("labels", {}).get(RUN_LABEL))
+
+
 def earlier_runners(pods: Iterable[Resource], run: int, attempt: int) -> list[Resource]:
     """Find the runners of other attempts that may still write: two at once would do the same work twice."""
     found = []
@@ -59,11 +64,13 @@ def waited_for_until(pod: Resource) -> float | None:
     return None if leaving is None else leaving + _LEAVING_S
 
 
-def pods_to_keep(observed: Observed, logs_name: str) -> tuple[str, ...]:
-    """Name the pods whose last lines people will ask for, if they are not kept yet."""
+def pods_to_keep(observed: Observed, run: int, logs_name: str) -> tuple[str, ...]:
+    """Name the pods of a run whose last lines people will ask for, if they are not kept yet."""
     kept = set((observed.child("ConfigMap", logs_name) or {}).get("data") or {})
     failed = []
     for pod in observed.pods:
+        if run_of(pod) != str(run):
+            continue
         ends = pod.get("status", {}).get("containerStatuses") or []
         states = [state for item in ends for state in (item.get("state"), item.get("lastState")) if state]
         if any((state.get("terminated") or {}).get("exitCode") for state in states):

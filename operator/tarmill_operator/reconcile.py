@@ -18,9 +18,17 @@ from tarmill_operator.cluster_spec import RunPolicy, policy
 from tarmill_operator.conditions import REFUSALS, TERMINAL, conditions
 from tarmill_operator.failures import note_failure, note_workers
 from tarmill_operator.inputs import Input, look_at_input
-from tarmill_operator.leftovers import WORKLOADS, earlier_runners, is_record, pods_to_keep, refs_of, waited_for_until
+from tarmill_operator.leftovers import (
+    WORKLOADS,
+    earlier_runners,
+    is_record,
+    pods_to_keep,
+    refs_of,
+    run_of,
+    waited_for_until,
+)
 from tarmill_operator.model import Cause, Decision, Notice, Observed, Ref, Resource
-from tarmill_operator.names import RUN_LABEL, WORKER
+from tarmill_operator.names import WORKER
 from tarmill_operator.reasons import REASONS
 from tarmill_operator.times import to_seconds, to_text
 from tarmill_operator.workers import is_worn_out
@@ -143,9 +151,8 @@ class _Run:
 
     def _with_logs(self, decision: Decision) -> Decision:
         """Keep the last lines of this run's pods that failed, before a decision removes any."""
-        mine = tuple(pod for pod in self.observed.pods if _run_of(pod) == str(self.number))
         name = self.children.logs_name()
-        logs = pods_to_keep(replace(self.observed, pods=mine), name) if decision.delete else ()
+        logs = pods_to_keep(self.observed, self.number, name) if decision.delete else ()
         return replace(decision, logs=logs, logs_name=name)
 
     def _has_worn_out_workers(self) -> bool:
@@ -293,7 +300,7 @@ class _Run:
         return Decision(
             self._unchanged(),
             delete=refs_of(gone),
-            logs=pods_to_keep(self.observed, logs_name) if keep else (),
+            logs=pods_to_keep(self.observed, self.number, logs_name) if keep else (),
             logs_name=logs_name,
             requeue_s=None if ttl < 0 or expired else max(1.0, ended + ttl - self.now),
         )
@@ -326,7 +333,7 @@ class _Run:
         workers = self.children.workers_name() if with_workers else ""
         found = []
         for child in self.observed.children:
-            other_run = _run_of(child) != str(self.number)
+            other_run = run_of(child) != str(self.number)
             ended = child["kind"] == "Job" and (with_jobs or child["metadata"]["name"] != job)
             if other_run or ended or child["metadata"]["name"] == workers:
                 found.append(child)
@@ -344,8 +351,3 @@ class _Run:
         if failure and failure != old.get("lastFailure") and failure["reason"] != new.get("reason"):
             found.append(Notice(failure["reason"], failure["message"], warning=True))
         return found
-
-
-def _run_of(item: Resource) -> str:
-    """Give the number of the run to which a child or pod belongs."""
-    return str(item["metadata"].get("labels", {}).get(RUN_LABEL))
