@@ -176,7 +176,7 @@ class Kube:
             self.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
     def story(self, lines: int = 25) -> str:
-        """Pods, events and the ends of all logs, as far as they can be had."""
+        """Pods, events and the ends of all logs, of the cluster's own too, as far as they can be had."""
 
         def asked(*arguments: str) -> str:
             try:
@@ -188,6 +188,7 @@ class Kube:
         parts.append(asked("get", "events", "--sort-by=.lastTimestamp"))
         pods = [name for name in asked("get", "pods", "-o", "name").split() if name.startswith("pod/")]
         parts += [f"--- {pod}\n" + asked("logs", pod, "--all-containers", f"--tail={lines}") for pod in pods]
+        parts.append(self.cluster.story(lines))
         return f"namespace {self.space}:\n" + "\n\n".join(parts)
 
     # Outages

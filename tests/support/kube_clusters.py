@@ -34,6 +34,9 @@ class Cluster(Protocol):
     def load(self, image: images.Image) -> None:
         """Bring an image to where the cluster finds it."""
 
+    def story(self, lines: int) -> str:
+        """The last lines of what the cluster itself has to say to a test that failed."""
+
 
 class CurrentCluster:
     """The context of $KUBECONFIG. Its images are there already: see `image_reference`."""
@@ -45,6 +48,9 @@ class CurrentCluster:
 
     def load(self, image: images.Image) -> None:
         """Nothing: they were pushed or loaded by hand."""
+
+    def story(self, lines: int) -> str:
+        return ""
 
 
 class KindCluster:
@@ -58,6 +64,9 @@ class KindCluster:
 
     def load(self, image: images.Image) -> None:
         run("kind", "load", "image-archive", str(image.archive), "--name", self.name)
+
+    def story(self, lines: int) -> str:
+        return ""
 
 
 class NodeCluster:
@@ -80,6 +89,12 @@ class NodeCluster:
 
     def load(self, image: images.Image) -> None:
         self.command("load", str(image.archive))
+
+    def story(self, lines: int) -> str:
+        """What became of NetworkPolicy, which on this node is the tests' own work."""
+        log = NODE_CACHE / f"run-{self.environment['NODE_ID']}" / "log" / "netpol.log"
+        text = log.read_text().splitlines()[-lines:] if log.exists() else ["not started"]
+        return "\n".join(["--- NetworkPolicy", *text])
 
 
 def find_helm() -> str | None:

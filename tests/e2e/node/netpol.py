@@ -19,11 +19,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any
 
 CHAIN = "NETPOL"
 # A packet that a policy allows is marked: a verdict would skip the policies of the other side.
 ALLOWED = "0x100000"
+# What a server that is killed leaves behind: no connection, half an answer, half a document.
+AWAY = (OSError, HTTPException, ValueError)
 WATCHED = ("/api/v1/namespaces", "/api/v1/pods", "/apis/networking.k8s.io/v1/networkpolicies")
 
 Object = Mapping[str, Any]
@@ -145,13 +148,13 @@ class Api:
                 with urllib.request.urlopen(watch, context=self._tls, timeout=70) as answer:
                     for _ in answer:
                         bell.set()
-            except OSError:
+            except AWAY:
                 time.sleep(0.5)
             bell.set()
 
 
 def write_chain(text: str, first: bool) -> None:
-    """Replace the chain in one step, in front of what kube-proxy wrote."""
+    """Replace the chain in one step, in front of what kube-proxy wrote; a CalledProcessError when that failed."""
     unhook = "" if first else f"-D FORWARD -j {CHAIN}\n"
     script = f"*filter\n:{CHAIN} - [0:0]\n{unhook}-I FORWARD -j {CHAIN}\n{text}\nCOMMIT\n"
     subprocess.run(["iptables-restore", "-w", "5", "--noflush"], check=True, text=True, input=script)
@@ -173,17 +176,17 @@ def main(server: str, folder: str) -> None:
         bell.clear()  # before the lists: what changes after them rings again
         try:
             namespaces, pods, policies = map(api.list, WATCHED)
-        except OSError as error:  # the API server is away: the last rules stay in force
-            print(error, flush=True)
+            spaces = {namespace["metadata"]["name"]: labels(namespace) for namespace in namespaces}
+            text = "\n".join(rules(policies, [pod for pod in pods if counts(pod)], spaces))
+            if text != shown:
+                write_chain(text, first=not shown)
+                shown = text
+                print(f"{time.time():.1f} {len(text.splitlines())} rules", flush=True)
+        except (*AWAY, subprocess.CalledProcessError) as error:  # the last rules stay in force
+            print(f"{time.time():.1f} {error!r}", flush=True)
             time.sleep(0.5)
             continue
-        spaces = {namespace["metadata"]["name"]: labels(namespace) for namespace in namespaces}
-        text = "\n".join(rules(policies, [pod for pod in pods if counts(pod)], spaces))
-        if text != shown:
-            write_chain(text, first=not shown)
-            shown = text
-            print(f"{time.time():.1f} {len(text.splitlines())} rules", flush=True)
-        bell.wait()
+        bell.wait(2)  # also without a change: a watch may have broken unseen
         time.sleep(0.05)  # changes come in swarms
 
 
