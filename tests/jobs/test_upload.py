@@ -20,7 +20,7 @@ from tarmill import storage
 from tarmill.engine.processes import ProcessEngine
 from tarmill.errors import SampleError, SpecError, TarmillError, UsageError
 from tarmill.formats.keys import base_plus_ext
-from tarmill.jobs import upload_look, upload_scan, upload_shard
+from tarmill.jobs import upload_files, upload_look, upload_scan, upload_shard
 from tarmill.jobs.extract import run as run_extract
 from tarmill.jobs.verify import run as run_verify
 from tarmill.spec import ExtractSpec, RunOptions
@@ -129,18 +129,19 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(
     assert (one["digest"], one["samples"]) == (two["digest"], 30)
 
 
+@pytest.mark.parametrize("cut", [{"num_shards": 2}, {"shard_size": 40_000}], ids=["by name", "looked at"])
 @pytest.mark.parametrize("order", [{}, {"shuffle": True, "seed": "3"}], ids=["sorted", "shuffled"])
 def test_folders_that_cannot_be_opened_are_read_by_whole_paths_and_none_stays_open(
-    here: Path, order: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    here: Path, order: dict[str, Any], cut: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_files(here / "in", many_files(30, 3))
-    run_upload("in", "first/out-@.tar", num_shards=2, **order)
+    run_upload("in", "first/out-@.tar", **cut, **order)
     before = os.listdir("/proc/self/fd")
-    run_upload("in", "open/out-@.tar", num_shards=2, **order)
+    run_upload("in", "open/out-@.tar", **cut, **order)
     assert len(os.listdir("/proc/self/fd")) == len(before)
-    for module in (upload_look, upload_shard):
+    for module in (upload_look, upload_files):
         monkeypatch.setattr(module, "open_folder", lambda folder: None)
-    run_upload("in", "paths/out-@.tar", num_shards=2, **order)
+    run_upload("in", "paths/out-@.tar", **cut, **order)
     assert bytes_of(here / "open") == bytes_of(here / "paths")
     assert len(bytes_of(here / "open")) == 2
 
@@ -178,7 +179,6 @@ def test_a_shuffle_is_by_seed_and_the_seed_is_recorded(here: Path) -> None:
 
 
 def test_large_samples_are_written_as_they_are_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tarmill.jobs import upload_shard
 
     files = {"a.bin": os.urandom(70_000), "a.txt": b"t", "b.bin": os.urandom(2_500_000), "c.txt": b"c"}
     put_files(here / "in", files)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from support.maps import Running, bytes_of, command, counts_balance, finished_shards, leftovers, read_json
-from support.uploads import keys_of, many_files, members_of, put_files, run_upload, shards_of
+from support.uploads import after_the_plan, keys_of, many_files, members_of, put_files, run_upload, shards_of
 
 from tarmill.errors import JobFailed
-from tarmill.jobs import upload, upload_shard
+from tarmill.jobs import upload_shard
 from tarmill.jobs.verify import run as run_verify
 
 
@@ -57,18 +57,6 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "is a link": (replace_by_link, "changed"),
     "is a folder": (lambda path: (path.unlink(), path.mkdir()), "changed"),
 }
-
-
-def after_the_plan(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
-    """Do something when all files are listed and none is read."""
-    make_tasks = upload.make_tasks
-
-    def changed(work: Any) -> Any:
-        tasks = make_tasks(work)
-        change()
-        return tasks
-
-    monkeypatch.setattr(upload, "make_tasks", changed)
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["held", "streamed"])

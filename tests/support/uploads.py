@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from support import tars
 from tarmill import storage
 from tarmill.formats.keys import base_plus_ext
+from tarmill.jobs import upload
 from tarmill.jobs.report import Report
 from tarmill.jobs.upload import run
 from tarmill.spec import RunOptions, UploadSpec
@@ -37,11 +40,23 @@ def many_files(samples: int = 6, folders: int = 2, size: int = 10) -> dict[str, 
 
 
 def run_upload(sources: Any, output: str | Path, **fields: Any) -> Report:
-    """Run an upload in this process; RunOptions in `options`, everything else is a field of the spec."""
-    options = fields.pop("options", {})
+    """Run an upload in this process; RunOptions in `options`, `listener`, everything else is a field of the spec."""
+    options, listener = fields.pop("options", {}), fields.pop("listener", None)
     named = [sources] if isinstance(sources, str | Path) else sources
     spec = UploadSpec(sources=tuple(map(str, named)), output=str(output), **fields)
-    return run(spec, RunOptions(**{"workers": 1, **options}))
+    return run(spec, RunOptions(**{"workers": 1, **options}), listener)
+
+
+def after_the_plan(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
+    """Do something when all files are listed and none is read."""
+    make_tasks = upload.make_tasks
+
+    def changed(work: Any) -> Any:
+        tasks = make_tasks(work)
+        change()
+        return tasks
+
+    monkeypatch.setattr(upload, "make_tasks", changed)
 
 
 def shards_of(folder: Path, name: str = "out") -> list[Path]:

@@ -28,6 +28,7 @@ from tarmill.jobs.manifests import (
 )
 from tarmill.jobs.output_index import index_outputs, withdraw_index
 from tarmill.jobs.report import Failure, Report
+from tarmill.jobs.upload_named import weigh
 from tarmill.jobs.upload_plan import KIND, LISTING, Engines, Upload, bytes_left, describe, make_tasks, places_of, plan
 from tarmill.jobs.upload_shard import upload_shard
 from tarmill.planning.tasks import ShardDone
@@ -57,6 +58,8 @@ def run(spec: UploadSpec, options: RunOptions | None = None, listener: Listener 
         work = plan(spec, engines, listener)
         stack.callback(work.found.listing.close)
         report, tasks = work.report, [] if options.dry_run else make_tasks(work)
+        if options.dry_run and work.found.by_name:
+            weigh(work)
         listener.plan(report, bytes_left(work), describe(work))
         for note in work.found.notes:
             listener.note(note)

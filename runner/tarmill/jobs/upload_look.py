@@ -1,4 +1,7 @@
-"""A look at each file of a folder: size, time, inode. Here, or in workers where there are very many."""
+"""The samples of a folder's files, with a look at each file for size, time and inode where these are needed.
+
+Here, or in workers where there are very many.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tarmill.errors import ChangedError, NotFoundError, TarmillError
+from tarmill.jobs.upload_files import open_folder
 from tarmill.jobs.upload_tree import MARK
 from tarmill.planning.upload_listing import Entry, Part
 from tarmill.planning.upload_names import fault_of_field
@@ -56,7 +60,7 @@ def look(run: Run, root: int, prefix: str, follow: bool, looked: Looked) -> Iter
     status = os.stat if follow else os.lstat
     folder = run.base + run.rel
     front = prefix + run.rel
-    more: tuple[Part, ...] = () if run.label is None else (label_part(run.label),)
+    more = _more(run)
     last: str | None = None
     parts: list[Part] = []
     bad = False
@@ -70,7 +74,7 @@ def look(run: Run, root: int, prefix: str, follow: bool, looked: Looked) -> Iter
             try:
                 found = status(f"{here}{stem}.{name}", dir_fd=folder_fd)  # the dearest of all: a system call per file
                 size = found.st_size
-                if found.st_mode & _FORMAT != _REGULAR or name[:2] == "__" or (more and name == "cls"):
+                if found.st_mode & _FORMAT != _REGULAR or _is_refused(name, more):
                     raise _refusal(f"{folder}{stem}.{name}", name, found.st_mode)
             except (OSError, TarmillError) as error:
                 if not bad:
@@ -83,6 +87,43 @@ def look(run: Run, root: int, prefix: str, follow: bool, looked: Looked) -> Iter
             parts.append((name, "", size, found.st_mtime_ns, found.st_ino))
     if parts and not bad:
         yield front + last, root, (*parts, *more)  # type: ignore[operator]
+
+
+def list_by_name(run: Run, prefix: str, looked: Looked) -> Iterator[tuple[str, tuple[Part | str, ...]]]:
+    """Give the samples of files without a look at any: key and fields, in order.
+
+    Args:
+        run: the files.
+        prefix: what is put before every key.
+        looked: takes what is wrong.
+    """
+    front, more = prefix + run.rel, _more(run)
+    known: dict[tuple[str, ...], str] = {}
+    last, fields = "", list[str]()
+    for marked in (*run.names, MARK):  # behind the last a stem that no file has
+        stem, _, name = marked.partition(MARK)
+        if stem == last:
+            fields.append(name)
+            continue
+        if fields:
+            names = tuple(fields)
+            if (refused := known.get(names)) is None:
+                refused = known[names] = next((name for name in names if _is_refused(name, more)), "")
+            if not refused:
+                yield front + last, names + more
+            else:
+                path = f"{run.base}{run.rel}{last}.{refused}"
+                looked.problems.append((front + last, *problem_of(_refusal(path, refused, _REGULAR), path)))
+        last, fields = stem, [name]
+
+
+def _is_refused(field: str, more: tuple[Part, ...]) -> bool:
+    return field[:2] == "__" or (bool(more) and field == "cls")
+
+
+def _more(run: Run) -> tuple[Part, ...]:
+    """Give the fields that are no files."""
+    return () if run.label is None else (label_part(run.label),)
 
 
 @contextmanager
@@ -98,14 +139,6 @@ def _opened(folder: str, names: int) -> Iterator[tuple[str, int | None]]:
         yield "", fd
     finally:
         os.close(fd)
-
-
-def open_folder(folder: str) -> int | None:
-    """Open a folder, for its files to be named relative to it; None where that cannot be: whole paths tell why."""
-    try:
-        return os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return None
 
 
 def label_part(label: int) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from tarmill.jobs.output_index import plan_index
 from tarmill.jobs.report import Report
 from tarmill.jobs.upload_collect import Collector
 from tarmill.jobs.upload_look import Run
+from tarmill.jobs.upload_named import refuse_changed
 from tarmill.jobs.upload_resolve import CLASSES, resolve
 from tarmill.jobs.upload_scan import look_at_tree
 from tarmill.jobs.upload_shard import upload_shard
@@ -34,7 +36,7 @@ from tarmill.jobs.upload_sources import collect, first_local
 from tarmill.planning.counts import Counts
 from tarmill.planning.jobid import job_id
 from tarmill.planning.tasks import Shard, ShardDone
-from tarmill.planning.upload_cuts import shard_edges, shuffled
+from tarmill.planning.upload_cuts import cuts_by_count, shard_edges, shuffled
 from tarmill.planning.upload_listing import Found, Listing
 from tarmill.planning.upload_names import fault_of_key
 from tarmill.planning.upload_tasks import UploadJob, UploadTask
@@ -155,7 +157,10 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     if spec.key_prefix and (fault := fault_of_key(f"{spec.key_prefix}x")) is not None:
         spec.refuse("key_prefix", fault[1])
     known = _known_classes(spec, out)
-    collector, inputs = _collected(spec, out, engines, listener, known)
+    fixed = 1 if spec.output == "-" else None if out.is_open else out.count
+    begun_ns = time.time_ns()
+    by_name = cuts_by_count(spec, fixed) and not spec.append
+    collector, inputs = _collected(spec, out, engines, listener, known, by_name=by_name)
     found = collector.found
     found.listing.finish()
     listing = Shard("", "listing", found.listing.content_bytes, found.listing.version)
@@ -165,7 +170,6 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     base = _base(spec, out, job, collector, engines, listener) if spec.append else None
     seed = int(spec.seed or str(int(job, 16))) % (1 << 64)
     order = shuffled(len(found.listing), seed) if spec.shuffle else None
-    fixed = 1 if spec.output == "-" else None if out.is_open else out.count
     edges = shard_edges(spec, fixed, found.listing.sizes, order, sizes_known=not found.listing.unknown)
     if spec.output == "-" and len(edges) != 2:
         raise UsageError("standard output takes one shard; leave the options about their number away, or name files")
@@ -183,6 +187,7 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
         folder=state.removesuffix(f"_tarmill/{job}/"),
         roots=tuple(from_anywhere(root or "./") for root in collector.roots),
         follow=spec.follow_symlinks or bool(spec.columns),
+        begun_ns=begun_ns if found.by_name else 0,
         remote=bool(found.listing.unknown) or any(storage.scheme_of(url) != "file" for url in places_of(spec)),
         settings=settings,
     )
@@ -242,9 +247,12 @@ def _find_appended(work: Upload, base: Base) -> None:
 
 
 def _collected(
-    spec: UploadSpec, out: ShardPattern, engines: Engines, listener: Listener, known: dict[str, int]
+    spec: UploadSpec, out: ShardPattern, engines: Engines, listener: Listener, known: dict[str, int], *, by_name: bool
 ) -> tuple[Collector, list[Shard]]:
-    """Put all samples into a listing; give it with what stands for the sources in the job's id."""
+    """Put all samples into a listing; give it with what stands for the sources in the job's id.
+
+    With `by_name` nobody looks at the files of a tree, if that is all there is: where sizes decide nothing.
+    """
     collector = Collector(spec, Listing(engines.options.scratch_dir or None))
     if spec.columns:
         from tarmill.jobs.upload_lists import entries_of, find_lists
@@ -254,7 +262,8 @@ def _collected(
         return collector, lists
 
     def look_at_all(runs: Iterable[Run], root: int, taker: Collector) -> None:
-        look_at_tree(spec, runs, root, taker, engines.for_looks(), listener)
+        taker.found.by_name = by_name
+        look_at_tree(spec, runs, root, taker, engines.for_looks(), listener, by_name)
 
     collect(spec, resolve(spec, out), collector, known, look_at_all)
     return collector, [Shard("", storage.mask(source)) for source in spec.sources]
@@ -312,7 +321,9 @@ def _find_finished(work: Upload, out: ShardPattern) -> None:
     if spec.exists == "fail" or taken or not folder.has_begun():
         refuse_existing(work.outputs, job)
         return
-    for done in folder.finished(range(len(work.outputs)), work.outputs).values():
+    finished = folder.finished(range(len(work.outputs)), work.outputs).values()
+    refuse_changed(work, finished)
+    for done in finished:
         work.take(done)
     work.report.shards_resumed = work.report.shards_done
 
@@ -342,7 +353,7 @@ def make_tasks(work: Upload) -> list[UploadTask]:
 
 def bytes_left(work: Upload) -> int | None:
     """Give how much there is to read; None where nobody knows."""
-    if work.found.listing.unknown:
+    if work.found.listing.unknown or work.found.by_name:
         return None
     return max(0, work.found.listing.content_bytes - work.report.counts.read_bytes)
 
@@ -350,14 +361,14 @@ def bytes_left(work: Upload) -> int | None:
 def describe(work: Upload) -> list[str]:
     """Tell the plan to people."""
     found, listing, report = work.found, work.found.listing, work.report
-    size = f"{listing.content_bytes / 1e6:,.1f} MB"
+    size = "" if found.by_name and not listing.content_bytes else f", {listing.content_bytes / 1e6:,.1f} MB"
     if listing.unknown:
         size += f" and {listing.unknown:,} objects of unknown size"
     todo = report.shards_total - report.shards_done
     if work.is_complete:
         return [f"job {report.job}: {_shards(work)}, appended before, nothing to do"]
     lines = [
-        f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields, {size}, into {_shards(work)}, "
+        f"job {report.job}: {len(listing):,} samples of {listing.files:,} fields{size}, into {_shards(work)}, "
         f"{report.shards_done:,} finished before, {todo:,} to do"
     ]
     if work.base is not None:

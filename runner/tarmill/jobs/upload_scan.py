@@ -11,7 +11,7 @@ from tarmill.engine.meter import current
 from tarmill.jobs.drive import from_anywhere, results
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.upload_collect import Collector
-from tarmill.jobs.upload_look import Looked, Run, look
+from tarmill.jobs.upload_look import Looked, Run, list_by_name, look
 from tarmill.jobs.upload_tree import MARK
 from tarmill.planning.upload_listing import Listing, Piece
 from tarmill.spec import UploadSpec
@@ -27,7 +27,7 @@ PackedRun = tuple[str, str, str, int | None]
 
 @valueclass
 class LookTask:
-    """Look at the files of some runs."""
+    """List the samples of some runs."""
 
     index: int
     runs: tuple[PackedRun, ...]
@@ -35,6 +35,8 @@ class LookTask:
     root: int
     prefix: str
     follow: bool
+    by_name: bool
+    """Whether no file is to be looked at."""
 
     @property
     def label(self) -> str:
@@ -54,8 +56,12 @@ def look_in_worker(task: LookTask) -> LookDone:
     """Look at the files of a task; the function that engines run."""
     listing, looked, meter = Listing(spill_bytes=1 << 62), Looked(), current()
     for base, rel, names, label in task.runs:
-        for entry in look(Run(base, rel, names.split("/"), label), task.root, task.prefix, task.follow, looked):
-            listing.add(entry)
+        run = Run(base, rel, names.split("/"), label)
+        if task.by_name:
+            listing.add_named(task.root, list_by_name(run, task.prefix, looked))
+        else:
+            for entry in look(run, task.root, task.prefix, task.follow, looked):
+                listing.add(entry)
         meter.samples = len(listing)
     return LookDone(listing.as_piece(), looked)
 
@@ -67,6 +73,7 @@ def look_at_tree(
     collector: Collector,
     engine: Callable[[], Engine] | None,
     listener: Listener,
+    by_name: bool = False,
 ) -> None:
     """Look at the files of a tree and take its samples, in order; here as long as workers are not there yet.
 
@@ -77,8 +84,9 @@ def look_at_tree(
         collector: takes samples, and what is wrong with them.
         engine: gives one whose workers can look, and which has begun to start them; None for here.
         listener: is told when it takes long.
+        by_name: nobody needs sizes: samples are taken without a look.
     """
-    tasks = _tasks(spec, runs, root)
+    tasks = _tasks(spec, runs, root, by_name)
     waiting: deque[LookTask] = deque()
     files = 0
     if engine is not None:
@@ -119,7 +127,10 @@ def _take(collector: Collector, done: LookDone) -> None:
     collector.note(done.looked)
 
 
-def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int) -> Iterator[LookTask]:
+def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int, by_name: bool) -> Iterator[LookTask]:
+    def task() -> LookTask:
+        return LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks, by_name)
+
     index = files = 0
     waiting: list[PackedRun] = []
     for run in runs:
@@ -127,10 +138,10 @@ def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int) -> Iterator[LookTas
             waiting.append((from_anywhere(part.base or "./"), part.rel, "/".join(part.names), part.label))
             files += len(part.names)
             if files >= _TASK_FILES:
-                yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)
+                yield task()
                 waiting, files, index = [], 0, index + 1
     if waiting:
-        yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)
+        yield task()
 
 
 def _cut(run: Run) -> Iterator[Run]:

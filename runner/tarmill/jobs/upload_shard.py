@@ -2,84 +2,53 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
-from tarmill.errors import ChangedError, StorageError, TarmillError
+from tarmill.errors import TarmillError
 from tarmill.formats.tar_write import TarSink
-from tarmill.heap import own_memory
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
 from tarmill.jobs.shard_io import ShardOutput
 from tarmill.jobs.upload_collect import path_of
-from tarmill.jobs.upload_look import open_folder, reason_of
+from tarmill.jobs.upload_files import (
+    CALM_NS,
+    FLAGS,
+    MANY_NUMBERS,
+    SINCE_LISTED,
+    WHILE_READ,
+    Folder,
+    Large,
+    SampleTrouble,
+    Seen,
+    blocks_of,
+    look_now,
+    read_listed,
+    read_still,
+    told,
+)
+from tarmill.jobs.upload_look import reason_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import ShardDone
-from tarmill.planning.upload_listing import Entry, Part
+from tarmill.planning.upload_listing import Entry, Packed, Part
 from tarmill.planning.upload_tasks import UploadTask
-from tarmill.storage.file_facts import raise_os_error
 from tarmill.values import field, replace, valueclass
 
 LARGE_BYTES = 16 << 20
 """A sample with more is written as it is read, and not held."""
 _BIG_BYTES = 1 << 20
-_BLOCK_BYTES = 1 << 20
-_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What is wrong with this process, not with the file."""
-
-# A FIFO that has taken a file's place must not block; a terminal must not become ours.
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-
-
-class _Folder:
-    """Where the last sample's files lie; open from its second sample on, to spare the kernel a walk for each file."""
-
-    __slots__ = ("fd", "path", "tried")
-
-    def __init__(self) -> None:
-        self.path: str | None = None
-        self.fd: int | None = None
-        self.tried = False
-
-    def leave(self, path: str) -> None:
-        """Go on in another folder, of which nothing is open yet: in random order it may be left at once."""
-        if self.fd is not None:
-            os.close(self.fd)
-        self.path, self.fd, self.tried = path, None, False
-
-    def open(self) -> None:
-        """Open the folder; where that cannot be, `fd` stays None and whole paths tell why."""
-        self.tried = True
-        self.fd = open_folder(f"{self.path}/")
-
-    def __enter__(self) -> _Folder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.leave("")
-
+_GUESS_BYTES = 64 << 10
+"""Asked of a file whose size nobody knows; most have less."""
 
 Fetched = dict[str, bytes | TarmillError]
 _NOTHING: Fetched = {}
-
-
-class _Large(Exception):
-    """A sample has an object that was not fetched ahead, for its size."""
-
-
-class SampleTrouble(Exception):
-    """A sample cannot be had; the shard may do without it."""
-
-    def __init__(self, error: TarmillError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 def upload_shard(task: UploadTask) -> ShardDone:
@@ -107,12 +76,13 @@ class ShardUpload:
     left_out: dict[int, TarmillError] = field(default_factory=dict)
     """Samples that cannot be had, by their place in the shard."""
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    seen: Seen = field(default_factory=Seen)
 
     def write(self) -> ShardDone | None:
         """Write the shard; None where that has to be done again."""
         task, meter, job = self.task, self.meter, self.task.job
         meter.samples = meter.read_bytes = meter.written_bytes = 0
-        self.rejected = []
+        self.rejected, self.seen = [], Seen()
         name = name_in(job.folder, task.output)
         with ShardOutput(task.output, name, job.job, job.spec.level, meter) as output:
             patient = job.settings
@@ -132,7 +102,9 @@ class ShardUpload:
         if job.state and self.rejected:
             lines = "".join(json.dumps(line) + "\n" for line in self.rejected)
             storage.write_bytes(rejected_part(job.state, task.index), lines.encode(), owner=job.job)
-        done = ShardDone(task.index, counts, committed, len(self.rejected))
+        seen = self.seen.hexdigest() if job.begun_ns else ""
+        left_out = tuple(sorted(self.left_out)) if job.begun_ns else ()
+        done = ShardDone(task.index, counts, committed, len(self.rejected), seen=seen, left_out=left_out)
         if job.state:
             save_shard(job.state, done, job.job)
         return done
@@ -143,18 +115,20 @@ class ShardUpload:
         if self.task.job.remote:
             from tarmill.jobs.upload_fetch import with_objects
 
-            with closing(with_objects(entries, self.task.job.spec)) as found:
+            looked_at = cast(Iterator[Entry], entries)  # only trees of this machine are listed by name
+            with closing(with_objects(looked_at, self.task.job.spec)) as found:
                 return self._add_each(sink, found)
         return self._add_each(sink, zip(entries, repeat(_NOTHING)))
 
-    def _add_each(self, sink: TarSink, found: Iterable[tuple[Entry, Fetched]]) -> bool:
-        with _Folder() as folder:
+    def _add_each(self, sink: TarSink, found: Iterable[tuple[Packed, Fetched]]) -> bool:
+        with Folder() as folder:
             return self._add_from(folder, sink, found)
 
-    def _add_from(self, folder: _Folder, sink: TarSink, found: Iterable[tuple[Entry, Fetched]]) -> bool:
+    def _add_from(self, folder: Folder, sink: TarSink, found: Iterable[tuple[Packed, Fetched]]) -> bool:
         """The hot loop: for each file one open, read, fstat and close."""
         meter, left_out, add, job = self.meter, self.left_out, sink.add, self.task.job
-        bases, cut, flags = job.roots, len(job.spec.key_prefix), _FLAGS | (0 if job.follow else os.O_NOFOLLOW)
+        bases, cut, flags = job.roots, len(job.spec.key_prefix), FLAGS | (0 if job.follow else os.O_NOFOLLOW)
+        seen, numbers, calm_ns = self.seen, self.seen.numbers, job.begun_ns - CALM_NS
         open_, read, fstat, close = os.open, os.read, os.fstat, os.close
         front = near = ""
         folder_fd: int | None = None
@@ -176,62 +150,83 @@ class ShardUpload:
                     near = front
             record: dict[str, Any] = {}
             held = 0
+            name: str = ""
             path: str | None = ""
+            before = len(numbers)
             try:
-                for name, path, size, mtime_ns, inode in parts:
-                    if inode.__class__ is not int:
-                        body = mtime_ns if path is None else _of(fetched, name)
-                        held += len(body)
-                    else:
-                        held += size
-                        if held > LARGE_BYTES or (size > _BIG_BYTES and _total(parts) > LARGE_BYTES):
-                            held = LARGE_BYTES + 1
-                            break
-                        fd = open_(path, flags) if path else open_(near + name, flags, dir_fd=folder_fd)
+                for part in parts:
+                    if isinstance(part, str):
+                        name = part
+                        fd = open_(near + name, flags, dir_fd=folder_fd)
                         try:
-                            body = read(fd, size + 1)  # one more, to notice that it has grown
+                            body = read(fd, _GUESS_BYTES)
                             now = fstat(fd)
-                            if len(body) != size or now.st_mtime_ns != mtime_ns or now.st_ino != inode:
-                                body = _again(fd, body, now, path or front + name, size, mtime_ns, inode)
+                            size = len(body)
+                            if size != now.st_size or not size or now.st_mtime_ns > calm_ns:
+                                body, now = read_still(fd, front + name, LARGE_BYTES - held)
+                                size = len(body)
                         finally:
                             close(fd)
+                        numbers += (size, now.st_mtime_ns, now.st_ino)
+                        held += size
+                    elif part[4].__class__ is int:
+                        name, path, size, _, _ = part
+                        held += size
+                        if held > LARGE_BYTES or (size > _BIG_BYTES and _total(parts) > LARGE_BYTES):
+                            raise Large
+                        fd = open_(path, flags) if path else open_(near + name, flags, dir_fd=folder_fd)
+                        try:
+                            body = read_listed(fd, path or front + name, part)
+                        finally:
+                            close(fd)
+                    else:
+                        name = part[0]
+                        body = part[3] if part[1] is None else _of(fetched, name)
+                        held += len(body)
                     record[name] = body
-            except OSError as error:
-                self._leave_out(place, key, _told(error, path or front + name))
-                continue
-            except _Large:
-                held = LARGE_BYTES + 1
-            except TarmillError as error:
-                self._leave_out(place, key, error)
-                continue
-            if held > LARGE_BYTES:
+                if held > LARGE_BYTES:
+                    raise Large
+            except Large:
+                del numbers[before:]
                 if not self._add_large(sink, place, entry, fetched):
                     return False
+            except (OSError, TarmillError) as error:
+                del numbers[before:]
+                self._leave_out(place, key, told(error, path or front + name) if isinstance(error, OSError) else error)
             else:
                 add(record, key)
                 meter.read_bytes += held
+            if len(numbers) > MANY_NUMBERS:
+                seen.settle()
         return True
 
-    def _add_large(self, sink: TarSink, place: int, entry: Entry, fetched: Fetched) -> bool:
+    def _add_large(self, sink: TarSink, place: int, entry: Packed, fetched: Fetched) -> bool:
         """Add a sample as it is read; False where it broke off."""
+        key, root, parts = entry
+        streams = {part if isinstance(part, str) else part[0]: self._stream(key, root, part, fetched) for part in parts}
         try:
-            sink.add_streams(entry[0], {part[0]: self._stream(entry, part, fetched) for part in entry[2]})
+            sink.add_streams(key, streams)
         except SampleTrouble as trouble:
-            self._leave_out(place, entry[0], trouble.error)
+            self._leave_out(place, key, trouble.error)
             return False
         return True
 
-    def _stream(self, entry: Entry, part: Part, fetched: Fetched) -> Callable[[], tuple[int, Iterable[Any]]]:
+    def _stream(
+        self, key: str, root: int, part: Part | str, fetched: Fetched
+    ) -> Callable[[], tuple[int, Iterable[Any]]]:
         """Give what opens one field of a large sample."""
-        name, _, size, value, inode = part
         job = self.task.job
-        path = path_of(part, entry[0], job.roots[entry[1]] if entry[1] >= 0 else "", job.spec.key_prefix)
+        base = job.roots[root] if root >= 0 else ""
+        if isinstance(part, str):
+            return partial(self._open_unseen, f"{base}{key[len(job.spec.key_prefix) :]}.{part}")
+        name, _, size, value, inode = part
+        path = path_of(part, key, base, job.spec.key_prefix)
         data: Any = value if path is None else fetched.get(name)
         if isinstance(data, bytes):
             return lambda: (len(data), self._counted([data]))
         if isinstance(inode, int):
             assert path is not None
-            return lambda: (size, self._counted(_blocks_of_file(path, part, job.follow)))
+            return lambda: (size, self._counted(blocks_of(path, part, job.follow, SINCE_LISTED)))
 
         def open_it() -> tuple[int, Iterable[Any]]:
             from tarmill.jobs.upload_fetch import fetch, open_object
@@ -247,6 +242,13 @@ class ShardUpload:
             return stream.stat.size_bytes, self._counted(_blocks_of_object(stream))
 
         return open_it
+
+    def _open_unseen(self, path: str) -> tuple[int, Iterable[Any]]:
+        """Open a field at whose file nobody has looked."""
+        follow = self.task.job.follow
+        part = look_now(path, follow)
+        self.seen.numbers += part[2:]
+        return part[2], self._counted(blocks_of(path, part, follow, WHILE_READ))
 
     def _counted(self, blocks: Iterable[Any]) -> Iterator[Any]:
         for block in blocks:
@@ -271,78 +273,18 @@ class ShardUpload:
         return storage.read_ranges(task.listing, [(offset, length)], version=task.version)[0]
 
 
-def _total(parts: Iterable[Part]) -> int:
-    return sum(part[2] for part in parts)
+def _total(parts: Iterable[Part | str]) -> int:
+    return sum(part[2] for part in parts if not isinstance(part, str))
 
 
 def _of(fetched: Fetched, name: str) -> bytes:
-    """Give a fetched field; raises what went wrong with it, and `_Large` where it was not fetched for its size."""
+    """Give a fetched field; raises what went wrong with it, and `Large` where it was not fetched for its size."""
     found = fetched.get(name)
     if found is None:
-        raise _Large
+        raise Large
     if isinstance(found, TarmillError):
         raise found
     return found
-
-
-def _told(error: OSError, path: str) -> TarmillError:
-    """Tell what the kernel says of a file; what is wrong with this process is raised."""
-    try:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise ChangedError(f"{path} was a file when it was listed, and is none now; run it again", url=path)
-        raise_os_error(error, path, "reading")
-    except StorageError as told:
-        if error.errno in _OURS:
-            raise
-        return told
-
-
-def _again(fd: int, body: bytes, now: os.stat_result, path: str, size: int, mtime_ns: int, inode: int) -> bytes:
-    """Read on a file that gave fewer bytes than were asked for, as network file systems do.
-
-    Raises:
-        ChangedError: it is not what it was when it was listed.
-    """
-    pieces, have = [body], len(body)
-    while body and have <= size and (body := os.read(fd, size + 1 - have)):
-        pieces.append(body)
-        have += len(body)
-    if len(pieces) > 1:
-        now = os.fstat(fd)
-    if have != size or (now.st_size, now.st_mtime_ns, now.st_ino) != (size, mtime_ns, inode):
-        raise _changed(path, size, now.st_size)
-    return b"".join(pieces)
-
-
-def _changed(path: str, size: int, size_now: int) -> ChangedError:
-    return ChangedError(
-        f"{path} was changed since it was listed: {size} bytes then, {size_now} now; run it again when nothing writes "
-        "to it",
-        url=path,
-    )
-
-
-def _blocks_of_file(path: str, part: Part, follow: bool) -> Iterator[memoryview]:
-    """Read a file in blocks; raises SampleTrouble where it is not what was listed."""
-    _, _, size, mtime_ns, inode = part
-    buffer = own_memory(_BLOCK_BYTES)
-    fd, done = -1, 0
-    try:
-        fd = os.open(path, _FLAGS | (0 if follow else os.O_NOFOLLOW))
-        with memoryview(buffer) as view:
-            while count := os.readv(fd, [view]):
-                done += count
-                if done > size:
-                    break
-                yield view[:count]
-        now = os.fstat(fd)
-        if done != size or (now.st_size, now.st_mtime_ns, now.st_ino) != (size, mtime_ns, inode):
-            raise SampleTrouble(_changed(path, size, now.st_size))
-    except OSError as error:
-        raise SampleTrouble(_told(error, path)) from None
-    finally:
-        if fd >= 0:
-            os.close(fd)
 
 
 def _blocks_of_object(stream: storage.ReadStream) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from tarmill.planning.upload_names import (
     name_test,
 )
 from tarmill.spec import UploadSpec
+from tarmill.storage.file_facts import version_of
 
 LookAtAll = Callable[[Iterable[Run], int, Collector], None]
 
@@ -203,6 +204,11 @@ def first_local(collector: Collector) -> tuple[str, str] | None:
     for entry in collector.found.listing:
         for part in collector.explicit(entry):
             if part[1] and isinstance(part[4], int):
+                if part[2] < 0:
+                    try:
+                        return part[1], version_of(os.stat(part[1], follow_symlinks=collector.spec.follow_symlinks))
+                    except OSError:
+                        return None  # who packs it will tell
                 return part[1], f"{part[3]:x}-{part[2]:x}-{part[4]:x}"
         return None
     return None

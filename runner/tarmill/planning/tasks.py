@@ -74,6 +74,10 @@ class ShardDone:
     """Of a shuffle or sort: sum of the hashes of the ranges that went in (`tar_scan.Spans.raw_digest`)."""
     change: str = ""
     """What the multiset hash changed by, where samples got another key."""
+    seen: str = ""
+    """Of an upload that looked at no file before: `upload_files.Seen` of those that were packed."""
+    left_out: tuple[int, ...] = ()
+    """With it: places in the shard of samples that could not be had."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give JSON-able values."""
@@ -82,6 +86,7 @@ class ShardDone:
             "index": self.index,
             "rejected": self.rejected,
             **({"proof": self.proof, "change": self.change} if self.proof else {}),
+            **({"seen": self.seen, "left_out": list(self.left_out)} if self.seen else {}),
             "counts": self.counts.to_dict(),
             "output": {one.name: getattr(output, one.name) for one in fields(output)} if output else None,
         }
@@ -92,4 +97,5 @@ class ShardDone:
         output = OutputShard(**values["output"]) if values["output"] else None
         counts = Counts.from_dict(values["counts"])
         proof, change = values.get("proof", ""), values.get("change", "")
-        return cls(values["index"], counts, output, values["rejected"], proof, change)
+        seen, left_out = values.get("seen", ""), tuple(values.get("left_out", ()))
+        return cls(values["index"], counts, output, values["rejected"], proof, change, seen, left_out)

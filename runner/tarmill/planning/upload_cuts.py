@@ -13,6 +13,16 @@ from tarmill.formats.tar_write import END_OF_ARCHIVE
 from tarmill.spec import DEFAULT_UPLOAD_SAMPLES, DEFAULT_UPLOAD_SHARD_BYTES, UploadSpec
 
 
+def cuts_by_count(spec: UploadSpec, fixed: int | None) -> bool:
+    """Tell whether shards are cut by numbers of samples alone, whatever their sizes are.
+
+    Args:
+        spec: samples_per_shard, shard_size, num_shards.
+        fixed: how many shards the output pattern has; None when its count is open.
+    """
+    return bool(spec.samples_per_shard or ((spec.num_shards or fixed) and not spec.shard_size))
+
+
 def shard_edges(
     spec: UploadSpec, fixed: int | None, sizes: Sequence[int], order: Sequence[int] | None, *, sizes_known: bool
 ) -> list[int]:
@@ -21,7 +31,7 @@ def shard_edges(
     Args:
         spec: samples_per_shard, shard_size, num_shards, empty_shards.
         fixed: how many shards the output pattern has; None when its count is open.
-        sizes: of each sample in a tar.
+        sizes: of each sample in a tar; zeros will do where it `cuts_by_count`.
         order: place -> sample; None for as they are.
         sizes_known: False where some objects tell their size only when they are fetched.
 
@@ -32,7 +42,7 @@ def shard_edges(
     if spec.samples_per_shard:
         return by_count(count, spec.samples_per_shard)
     asked = spec.num_shards or fixed
-    if asked and not spec.shard_size:
+    if asked and cuts_by_count(spec, fixed):
         if count < asked and not spec.empty_shards:
             raise UsageError(
                 f"{count:,} samples do not fill {asked:,} shards; ask for fewer, or allow empty ones with "

@@ -5,12 +5,14 @@ An entry is (key, root, parts), each part (field, path, size, a, b):
 | what the field is | path | size | a | b |
 |---|---|---|---|---|
 | a file that lies where its key says | "" | bytes | mtime in ns | inode number |
+| the same, at which nobody has looked | "" | -1 | 0 | 0 |
 | a file elsewhere | its path | bytes | mtime in ns | inode number |
 | an object of a store or the web | its URL | bytes, -1 if not known | version, "" if not known | mtime in s or None |
 | a value that was in a list | None | bytes | the value | None |
 
-For the first kind the file is the root's folder + key without prefix + "." + field. Entries lie one behind the other as
-marshal writes them: it is the quickest that Python has, and driver and workers run the same Python.
+For the first kinds the file is the root's folder + key without prefix + "." + field. Of the second, the field alone is
+kept. Entries lie one behind the other as marshal writes them: it is the quickest that Python has, and driver and
+workers run the same Python.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from tarmill.values import field, valueclass
 
 Part = tuple[str, str | None, int, Any, Any]
 Entry = tuple[str, int, tuple[Part, ...]]
+Packed = tuple[str, int, tuple[Part | str, ...]]
+"""An entry as it is kept: of files at which nobody has looked just the field."""
 
 _MARSHAL_VERSION = 2  # later ones write references, which depend on who else holds an object: not the same bytes
 _SPILL_BYTES = 64 << 20
@@ -42,9 +46,9 @@ def pack(entry: Entry) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> Entry:
-    """Read what `pack` wrote."""
-    entry: Entry = marshal.loads(data)
-    return entry
+    """Read what `pack` or `Listing.add_named` wrote."""
+    key, root, parts = marshal.loads(data)
+    return key, root, tuple(part if isinstance(part, tuple) else (part, "", -1, 0, 0) for part in parts)
 
 
 def tar_bytes(key: str, parts: Iterable[Part]) -> int:
@@ -115,6 +119,18 @@ class Listing:
         recent += marshal.dumps(entry, _MARSHAL_VERSION)
         self.ends.append(self._in_file + len(recent))
         self.sizes.append(blocks * BLOCK if plain and content <= MAX_USTAR_BYTES else tar_bytes(key, parts))
+        if len(recent) > self._spill_bytes:
+            self._spill()
+
+    def add_named(self, root: int, samples: Iterable[tuple[str, tuple[Part | str, ...]]]) -> None:
+        """Append the entries (key, parts) of one source whose files nobody has looked at; their sizes count as 0."""
+        recent, ends, dumps, begin = self._recent, self.ends, marshal.dumps, self._in_file
+        before = len(ends)
+        for key, parts in samples:
+            recent += dumps((key, root, parts), _MARSHAL_VERSION)
+            ends.append(begin + len(recent))
+            self.files += len(parts)
+        self.sizes.frombytes(bytes(self.sizes.itemsize * (len(ends) - before)))
         if len(recent) > self._spill_bytes:
             self._spill()
 
@@ -213,6 +229,8 @@ class Found:
     """All that the sources hold, and what was left out of it, with reasons."""
 
     listing: Listing
+    by_name: bool = False
+    """Whether nobody has looked at the files."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Files and folders that belong to no sample, by kind: hidden, symlink, socket, ..."""
     dropped: Counter[str] = field(default_factory=Counter)

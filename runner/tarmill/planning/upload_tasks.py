@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tarmill.planning.upload_listing import Entry
+from tarmill.planning.upload_listing import Packed
 from tarmill.spec import UploadSpec
 from tarmill.values import valueclass
 
@@ -30,6 +30,8 @@ class UploadJob:
     """Folder of each source from which paths are derived."""
     follow: bool
     """Whether files are opened through symbolic links."""
+    begun_ns: int
+    """When the driver began to list what there is; 0 where it looked at every file."""
     remote: bool
     """Whether some fields lie in stores or on the web."""
     settings: Any
@@ -63,7 +65,7 @@ class UploadTask:
         """How many samples the shard is to have."""
         return len(self.lengths) // 8
 
-    def entries(self, read: Callable[[int, int], bytes]) -> Iterator[Entry]:
+    def entries(self, read: Callable[[int, int], bytes]) -> Iterator[Packed]:
         """Give the entries.
 
         Args:

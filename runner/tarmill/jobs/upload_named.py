@@ -1,0 +1,74 @@
+"""A look after all at files that were listed by name: by a dry run, and where finished shards hold them already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from tarmill import storage
+from tarmill.errors import OutputExistsError
+from tarmill.jobs.upload_collect import path_of
+from tarmill.jobs.upload_files import MANY_NUMBERS, Seen
+from tarmill.planning.tasks import ShardDone
+from tarmill.planning.upload_listing import Entry
+
+if TYPE_CHECKING:
+    from tarmill.jobs.upload_plan import Upload
+
+
+def weigh(work: Upload) -> None:
+    """Put into the listing how many bytes its files have, and how many are empty; none where one is gone."""
+    found = work.found
+    for entry in found.listing:
+        for path in _paths(work, entry):
+            try:
+                size = os.stat(path, follow_symlinks=work.job.follow).st_size
+            except OSError:
+                continue  # the job would tell
+            found.listing.content_bytes += size
+            found.empty += not size
+
+
+def refuse_changed(work: Upload, finished: Iterable[ShardDone]) -> None:
+    """Refuse to go on behind shards whose files are not any more what they were when they were packed.
+
+    Raises:
+        OutputExistsError: names the first such shard, and how to go on.
+    """
+    for done in finished:
+        if done.seen and done.seen != _seen_now(work, done):
+            url = storage.mask(work.outputs[done.index])
+            raise OutputExistsError(
+                f"{url} was packed from files that have changed since, or are gone, and this is the same job "
+                f"({work.job.job}); pack all anew with --exists overwrite, or choose another name",
+                url=url,
+                job=work.job.job,
+            )
+
+
+def _seen_now(work: Upload, done: ShardDone) -> str:
+    """Hash what the files of a finished shard are now, as it was done when they were read; "" where one is gone."""
+    seen, left_out = Seen(), frozenset(done.left_out)
+    begin, end = work.edges[done.index], work.edges[done.index + 1]
+    for place in range(begin, end):
+        if place - begin in left_out:
+            continue
+        entry = work.found.listing.entry(work.order[place] if work.order is not None else place)
+        for path in _paths(work, entry):
+            try:
+                now = os.stat(path, follow_symlinks=work.job.follow)
+            except OSError:
+                return ""
+            seen.numbers += (now.st_size, now.st_mtime_ns, now.st_ino)
+        if len(seen.numbers) > MANY_NUMBERS:
+            seen.settle()
+    return seen.hexdigest()
+
+
+def _paths(work: Upload, entry: Entry) -> Iterator[str]:
+    """Give the paths of a sample's files."""
+    key, root, parts = entry
+    for part in parts:
+        if part[1] is not None:
+            yield path_of(part, key, work.job.roots[root], work.spec.key_prefix) or ""
