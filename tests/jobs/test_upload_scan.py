@@ -24,7 +24,7 @@ def test_every_task_is_looked_at_once_and_in_order_and_the_walk_is_not_far_ahead
     def walk() -> Iterator[LookTask]:
         for index in range(first + more):
             assert index < first + 2 * (looked + 1)
-            yield LookTask(index, (), 1, 0, "", False, False)
+            yield LookTask(index, (), 1, 0, "", False)
 
     tasks = walk()
     begun = [next(tasks) for _ in range(first)]

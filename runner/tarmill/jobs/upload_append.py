@@ -24,7 +24,7 @@ from tarmill.jobs.shard_io import open_samples
 from tarmill.jobs.upload_collect import Collector, hash_of_key
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import OutputShard, Shard, ShardDone
-from tarmill.planning.upload_listing import Listing
+from tarmill.planning.upload_listing import Listing, Samples
 from tarmill.planning.upload_names import another_key
 from tarmill.spec import UploadSpec
 from tarmill.values import field, replace, valueclass
@@ -229,7 +229,7 @@ def without_taken(spec: UploadSpec, collector: Collector, existing: Sequence[int
 
 
 def _renamed(
-    collector: Collector, listing: Listing, taken: set[int], is_taken: Callable[[str], bool], given: set[int]
+    collector: Collector, listing: Samples, taken: set[int], is_taken: Callable[[str], bool], given: set[int]
 ) -> Iterator[Any]:
     for index, entry in enumerate(listing):
         if index not in taken:

@@ -42,6 +42,7 @@ class Collector:
 
     def __init__(self, spec: UploadSpec, listing: Listing) -> None:
         self.spec = spec
+        self.listing = listing
         self.found = Found(listing)
         self.roots: list[str] = []
         """Folder of each source from which paths are derived."""
@@ -108,7 +109,7 @@ class Collector:
             self._given.add(hash_of_key(name))
             self.found.renamed += 1
             entry = (name, -1, self.explicit(entry))
-        self.found.listing.add(entry)
+        self.listing.add(entry)
 
     def _joined(self, entries: Iterator[Entry]) -> Iterator[tuple[Entry, Entry | None]]:
         """Join neighbours of one key whose fields differ.

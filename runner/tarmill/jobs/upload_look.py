@@ -1,41 +1,24 @@
-"""The samples of a folder's files, with a look at each file for size, time and inode where these are needed.
-
-Here, or in workers where there are very many.
-"""
+"""A look at each file of a folder: size, time, inode. Here, or in workers where there are very many."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tarmill.errors import ChangedError, NotFoundError, TarmillError
 from tarmill.jobs.upload_files import open_folder
-from tarmill.jobs.upload_tree import MARK
 from tarmill.planning.upload_listing import Entry, Part
 from tarmill.planning.upload_names import fault_of_field
+from tarmill.planning.upload_runs import MARK, Run
 from tarmill.storage.file_facts import raise_os_error
-from tarmill.values import field, valueclass
+from tarmill.values import field, replace, valueclass
 
 _REGULAR = stat.S_IFREG
 _FORMAT = 0o170000
 _FEW_NAMES = 8
 """For fewer it does not pay to open their folder."""
-
-
-@valueclass
-class Run:
-    """Files of one folder that follow each other in the order of keys."""
-
-    base: str
-    """Folder of the source, with "/" at its end, or ""."""
-    rel: str
-    """Folder below it, likewise."""
-    names: Sequence[str]
-    """With a `MARK` in the place of the first dot."""
-    label: int | None = None
-    """Number of their class."""
 
 
 @valueclass(frozen=False)
@@ -60,7 +43,7 @@ def look(run: Run, root: int, prefix: str, follow: bool, looked: Looked) -> Iter
     status = os.stat if follow else os.lstat
     folder = run.base + run.rel
     front = prefix + run.rel
-    more = _more(run)
+    more = run.more
     last: str | None = None
     parts: list[Part] = []
     bad = False
@@ -89,41 +72,29 @@ def look(run: Run, root: int, prefix: str, follow: bool, looked: Looked) -> Iter
         yield front + last, root, (*parts, *more)  # type: ignore[operator]
 
 
-def list_by_name(run: Run, prefix: str, looked: Looked) -> Iterator[tuple[str, tuple[Part | str, ...]]]:
-    """Give the samples of files without a look at any: key and fields, in order.
+def possible(run: Run, prefix: str, looked: Looked) -> Run:
+    """Leave out of a run the samples with fields that cannot be, without a look at any file.
 
     Args:
         run: the files.
         prefix: what is put before every key.
         looked: takes what is wrong.
     """
-    front, more = prefix + run.rel, _more(run)
-    known: dict[tuple[str, ...], str] = {}
-    last, fields = "", list[str]()
-    for marked in (*run.names, MARK):  # behind the last a stem that no file has
+    joined = "/".join(run.names)
+    if f"{MARK}__" not in joined and (not run.more or f"{MARK}cls" not in joined):
+        return run
+    bad: set[str] = set()
+    for marked in run.names:
         stem, _, name = marked.partition(MARK)
-        if stem == last:
-            fields.append(name)
-            continue
-        if fields:
-            names = tuple(fields)
-            if (refused := known.get(names)) is None:
-                refused = known[names] = next((name for name in names if _is_refused(name, more)), "")
-            if not refused:
-                yield front + last, names + more
-            else:
-                path = f"{run.base}{run.rel}{last}.{refused}"
-                looked.problems.append((front + last, *problem_of(_refusal(path, refused, _REGULAR), path)))
-        last, fields = stem, [name]
+        if stem not in bad and _is_refused(name, run.more):
+            path = f"{run.base}{run.rel}{stem}.{name}"
+            looked.problems.append((prefix + run.rel + stem, *problem_of(_refusal(path, name, _REGULAR), path)))
+            bad.add(stem)
+    return replace(run, names=[marked for marked in run.names if marked.partition(MARK)[0] not in bad])
 
 
 def _is_refused(field: str, more: tuple[Part, ...]) -> bool:
     return field[:2] == "__" or (bool(more) and field == "cls")
-
-
-def _more(run: Run) -> tuple[Part, ...]:
-    """Give the fields that are no files."""
-    return () if run.label is None else (label_part(run.label),)
 
 
 @contextmanager
@@ -139,12 +110,6 @@ def _opened(folder: str, names: int) -> Iterator[tuple[str, int | None]]:
         yield "", fd
     finally:
         os.close(fd)
-
-
-def label_part(label: int) -> Part:
-    """Make the field with the number of a class."""
-    text = b"%d" % label
-    return "cls", None, len(text), text, None
 
 
 def _refusal(path: str, name: str, mode: int) -> TarmillError:

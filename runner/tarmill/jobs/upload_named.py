@@ -51,10 +51,9 @@ def _seen_now(work: Upload, done: ShardDone) -> str:
     """Hash what the files of a finished shard are now, as it was done when they were read; "" where one is gone."""
     seen, left_out = Seen(), frozenset(done.left_out)
     begin, end = work.edges[done.index], work.edges[done.index + 1]
-    for place in range(begin, end):
-        if place - begin in left_out:
+    for place, entry in enumerate(work.found.listing.entries(work.order, begin, end)):
+        if place in left_out:
             continue
-        entry = work.found.listing.entry(work.order[place] if work.order is not None else place)
         for path in _paths(work, entry):
             try:
                 now = os.stat(path, follow_symlinks=work.job.follow)

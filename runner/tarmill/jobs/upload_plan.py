@@ -27,10 +27,9 @@ from tarmill.jobs.manifests import (
 from tarmill.jobs.output_index import plan_index
 from tarmill.jobs.report import Report
 from tarmill.jobs.upload_collect import Collector
-from tarmill.jobs.upload_look import Run
 from tarmill.jobs.upload_named import refuse_changed
 from tarmill.jobs.upload_resolve import CLASSES, resolve
-from tarmill.jobs.upload_scan import look_at_tree
+from tarmill.jobs.upload_scan import look_at_tree, name_tree
 from tarmill.jobs.upload_shard import upload_shard
 from tarmill.jobs.upload_sources import collect, first_local
 from tarmill.planning.counts import Counts
@@ -39,6 +38,7 @@ from tarmill.planning.tasks import Shard, ShardDone
 from tarmill.planning.upload_cuts import cuts_by_count, shard_edges, shuffled
 from tarmill.planning.upload_listing import Found, Listing
 from tarmill.planning.upload_names import fault_of_key
+from tarmill.planning.upload_runs import Run, RunListing
 from tarmill.planning.upload_tasks import UploadJob, UploadTask
 from tarmill.spec import RunOptions, UploadSpec
 from tarmill.values import field, replace, valueclass
@@ -262,8 +262,10 @@ def _collected(
         return collector, lists
 
     def look_at_all(runs: Iterable[Run], root: int, taker: Collector) -> None:
-        taker.found.by_name = by_name
-        look_at_tree(spec, runs, root, taker, engines.for_looks(), listener, by_name)
+        if by_name:
+            name_tree(spec, runs, root, taker, engines.options.scratch_dir or None)
+        else:
+            look_at_tree(spec, runs, root, taker, engines.for_looks(), listener)
 
     collect(spec, resolve(spec, out), collector, known, look_at_all)
     return collector, [Shard("", storage.mask(source)) for source in spec.sources]
@@ -330,24 +332,25 @@ def _find_finished(work: Upload, out: ShardPattern) -> None:
 
 def make_tasks(work: Upload) -> list[UploadTask]:
     """Give the tasks that are left to do; entries of very many files go into a file of the job's folder."""
-    listing, version, begins = work.found.listing, None, {}
+    listing, edges, by_run = work.found.listing, work.edges, isinstance(work.found.listing, RunListing)
     todo = [index for index in range(len(work.outputs)) if index not in work.finished]
-    url = ""
+    spans = {index: listing.span(edges[index], edges[index + 1]) for index in todo}
+    url, version, begins = "", None, dict[int, int]()
     if work.folder and listing.data_bytes > _FEW_BYTES and todo:
         url = work.job.state + LISTING
         with storage.open_write(url, owner=work.job.job) as stream:
-            for index in todo:
+            for index, (first, last, _) in spans.items():
                 begins[index] = stream.bytes_written
-                for block in listing.blocks(work.order, work.edges[index], work.edges[index + 1]):
+                for block in listing.blocks(work.order, first, last):
                     stream.write(block)
         version = stream.receipt.version or None
     tasks = []
-    for index in todo:
-        places = work.order, work.edges[index], work.edges[index + 1]
-        data = b"" if url else b"".join(listing.blocks(*places))
-        lengths = listing.lengths(*places).tobytes()
-        output = from_anywhere(work.outputs[index])
-        tasks.append(UploadTask(index, output, work.job, lengths, data, url, version, begins.get(index, 0)))
+    for index, (first, last, skip) in spans.items():
+        samples, output = edges[index + 1] - edges[index], from_anywhere(work.outputs[index])
+        lengths = listing.lengths(work.order, first, last).tobytes()
+        data = b"" if url else b"".join(listing.blocks(work.order, first, last))
+        begin = begins.get(index, 0)
+        tasks.append(UploadTask(index, output, work.job, samples, lengths, data, url, version, begin, by_run, skip))
     return tasks
 
 

@@ -1,4 +1,4 @@
-"""A look at each file of one tree: here, or in workers where there are so many that it pays."""
+"""The samples of one tree, with a look at each file here or in workers where there are many, or by name alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tarmill.engine.meter import current
 from tarmill.jobs.drive import from_anywhere, results
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.upload_collect import Collector
-from tarmill.jobs.upload_look import Looked, Run, list_by_name, look
-from tarmill.jobs.upload_tree import MARK
+from tarmill.jobs.upload_look import Looked, look, possible
 from tarmill.planning.upload_listing import Listing, Piece
+from tarmill.planning.upload_runs import Run, RunListing, cut, samples_of
 from tarmill.spec import UploadSpec
-from tarmill.values import replace, valueclass
+from tarmill.values import valueclass
 
 MANY_FILES = 4000
 """Fewer are no reason to start a worker."""
@@ -27,7 +27,7 @@ PackedRun = tuple[str, str, str, int | None]
 
 @valueclass
 class LookTask:
-    """List the samples of some runs."""
+    """Look at the files of some runs."""
 
     index: int
     runs: tuple[PackedRun, ...]
@@ -35,8 +35,6 @@ class LookTask:
     root: int
     prefix: str
     follow: bool
-    by_name: bool
-    """Whether no file is to be looked at."""
 
     @property
     def label(self) -> str:
@@ -56,12 +54,8 @@ def look_in_worker(task: LookTask) -> LookDone:
     """Look at the files of a task; the function that engines run."""
     listing, looked, meter = Listing(spill_bytes=1 << 62), Looked(), current()
     for base, rel, names, label in task.runs:
-        run = Run(base, rel, names.split("/"), label)
-        if task.by_name:
-            listing.add_named(task.root, list_by_name(run, task.prefix, looked))
-        else:
-            for entry in look(run, task.root, task.prefix, task.follow, looked):
-                listing.add(entry)
+        for entry in look(Run(base, rel, names.split("/"), label), task.root, task.prefix, task.follow, looked):
+            listing.add(entry)
         meter.samples = len(listing)
     return LookDone(listing.as_piece(), looked)
 
@@ -73,7 +67,6 @@ def look_at_tree(
     collector: Collector,
     engine: Callable[[], Engine] | None,
     listener: Listener,
-    by_name: bool = False,
 ) -> None:
     """Look at the files of a tree and take its samples, in order; here as long as workers are not there yet.
 
@@ -84,9 +77,8 @@ def look_at_tree(
         collector: takes samples, and what is wrong with them.
         engine: gives one whose workers can look, and which has begun to start them; None for here.
         listener: is told when it takes long.
-        by_name: nobody needs sizes: samples are taken without a look.
     """
-    tasks = _tasks(spec, runs, root, by_name)
+    tasks = _tasks(spec, runs, root)
     waiting: deque[LookTask] = deque()
     files = 0
     if engine is not None:
@@ -108,6 +100,30 @@ def look_at_tree(
         _take(collector, done)
 
 
+def name_tree(spec: UploadSpec, runs: Iterable[Run], root: int, collector: Collector, scratch_dir: str | None) -> None:
+    """Take the samples of a tree, which are all there are, in order and without a look at any file.
+
+    Args:
+        spec: key_prefix; whether there is a shuffle, which needs each sample by itself.
+        runs: the files.
+        root: number of the tree.
+        collector: takes samples, and what is wrong with them.
+        scratch_dir: where very many names wait; None for the system's place.
+    """
+    looked, found = Looked(), collector.found
+    found.by_name = True
+    named = RunListing(spec.key_prefix, scratch_dir)
+    if not spec.shuffle:
+        found.listing = named
+    for run in runs:
+        kept = possible(run, spec.key_prefix, looked)
+        collector.note(looked)
+        if spec.shuffle:
+            collector.listing.add_named(samples_of(kept, root, spec.key_prefix))
+        else:
+            named.add(kept, root)
+
+
 def _looked_elsewhere(batch: Sequence[LookTask], tasks: Iterator[LookTask], workers: Engine) -> Iterator[LookDone]:
     """Let workers look at files while the walk goes on here; results come in the order of tasks.
 
@@ -123,35 +139,19 @@ def _looked_elsewhere(batch: Sequence[LookTask], tasks: Iterator[LookTask], work
 
 
 def _take(collector: Collector, done: LookDone) -> None:
-    collector.found.listing.extend(done.piece)
+    collector.listing.extend(done.piece)
     collector.note(done.looked)
 
 
-def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int, by_name: bool) -> Iterator[LookTask]:
-    def task() -> LookTask:
-        return LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks, by_name)
-
+def _tasks(spec: UploadSpec, runs: Iterable[Run], root: int) -> Iterator[LookTask]:
     index = files = 0
     waiting: list[PackedRun] = []
     for run in runs:
-        for part in _cut(run):
+        for part in cut(run, _TASK_FILES):
             waiting.append((from_anywhere(part.base or "./"), part.rel, "/".join(part.names), part.label))
             files += len(part.names)
             if files >= _TASK_FILES:
-                yield task()
+                yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)
                 waiting, files, index = [], 0, index + 1
     if waiting:
-        yield task()
-
-
-def _cut(run: Run) -> Iterator[Run]:
-    """Cut a run into pieces for tasks, between samples."""
-    names, begin = run.names, 0
-    while len(names) - begin > _TASK_FILES:
-        end = begin + _TASK_FILES
-        stem = names[end].partition(MARK)[0]
-        while end < len(names) and names[end].partition(MARK)[0] == stem:
-            end += 1
-        yield replace(run, names=names[begin:end])
-        begin = end
-    yield replace(run, names=names[begin:]) if begin else run
+        yield LookTask(index, tuple(waiting), files, root, spec.key_prefix, spec.follow_symlinks)

@@ -11,9 +11,9 @@ from itertools import groupby
 from tarmill import storage
 from tarmill.formats.keys import key_function
 from tarmill.jobs.upload_collect import Collector
-from tarmill.jobs.upload_look import Looked, Run, label_part, look, problem_of
+from tarmill.jobs.upload_look import Looked, look, problem_of
 from tarmill.jobs.upload_resolve import Prefix, Sources
-from tarmill.jobs.upload_tree import MARK, Tree
+from tarmill.jobs.upload_tree import Tree
 from tarmill.planning.upload_listing import Entry, Part
 from tarmill.planning.upload_names import (
     fault_of_field,
@@ -22,6 +22,7 @@ from tarmill.planning.upload_names import (
     label_numbers,
     name_test,
 )
+from tarmill.planning.upload_runs import MARK, Run, label_part
 from tarmill.spec import UploadSpec
 from tarmill.storage.file_facts import version_of
 

@@ -14,10 +14,8 @@ from typing import Any
 
 from tarmill.formats.keys import base_plus_ext
 from tarmill.planning.upload_names import NameTest
+from tarmill.planning.upload_runs import MARK
 from tarmill.values import field, valueclass
-
-MARK = "\0"
-"""Stands in for the first dot of a file's name: sorted so, names are in the order of key and field."""
 
 FolderTrouble = Callable[[str, OSError], None]
 """Is told of a folder that cannot be looked into; raises, or it is left out."""
@@ -108,26 +106,44 @@ class Tree:
 
     def list_folder(self, rel: str) -> tuple[list[str], list[str]]:
         """List one folder: files in order of key and field, folders with "/" at their ends in the order of keys."""
-        path = self.base + rel or "."
-        files: list[str] = []
-        folders: list[str] = []
-        hidden, keep, splits, careful = self.hidden, self.keep, self.splits, rel == self.own_folder or not rel
-        with os.scandir(path) as entries:
+        names: list[str] = []
+        others: list[os.DirEntry[str]] = []
+        with os.scandir(self.base + rel or ".") as entries:
             for entry in entries:
-                name = entry.name
-                if entry.is_file(follow_symlinks=False) and (hidden or name[0] != "."):
-                    marked = name.replace(".", MARK, 1)
-                    if (careful or (splits and (marked == name or marked[0] == MARK))) and not self._take(rel, name):
-                        continue
-                    if keep is None or keep(rel + name):
-                        files.append(marked)
-                    elif not self.is_glob:
-                        self.skipped["not-included"] += 1
+                if entry.is_file(follow_symlinks=False):
+                    names.append(entry.name)
                 else:
-                    self._take_other(rel, entry, files, folders)
+                    others.append(entry)
+        files = [name.replace(".", MARK, 1) for name in names]
+        if not self._are_all_taken(rel, files):
+            files = [name.replace(".", MARK, 1) for name in names if self._take_plain(rel, name)]
+        folders: list[str] = []
+        for entry in others:
+            self._take_other(rel, entry, files, folders)
         files.sort()
         folders.sort()
         return files, folders
+
+    def _are_all_taken(self, rel: str, marked: list[str]) -> bool:
+        """Tell whether all files can be in samples for sure, as in most folders, by their names with marks."""
+        if self.keep is not None or not self.splits or rel == self.own_folder:
+            return False
+        joined = "/".join(("", *marked))
+        is_reserved = not rel and "/__" in joined
+        return joined.count(MARK) == len(marked) and f"/{MARK}" not in joined and not is_reserved
+
+    def _take_plain(self, rel: str, name: str) -> bool:
+        """Tell whether a regular file is wanted, and count it where not."""
+        if name[0] == "." and not self.hidden:
+            self._count("hidden", rel + name)
+            return False
+        if not self._take(rel, name):
+            return False
+        if self.keep is None or self.keep(rel + name):
+            return True
+        if not self.is_glob:
+            self.skipped["not-included"] += 1
+        return False
 
     def _take(self, rel: str, name: str) -> bool:
         """Tell whether a file can be in a sample, and count it where not."""
@@ -154,15 +170,10 @@ class Tree:
             self._count("dangling-symlink" if self.follow else "symlink", rel + name)
         elif is_folder:
             self._take_folder(rel, name, folders)
-        elif name[0] == "." and not self.hidden:
-            self._count("hidden", rel + name)
-        elif not is_file:
+        elif not is_file and (name[0] != "." or self.hidden):
             self._count(_kind_of(entry), rel + name)
-        elif self._take(rel, name):
-            if self.keep is None or self.keep(rel + name):
-                files.append(name.replace(".", MARK, 1))
-            elif not self.is_glob:
-                self.skipped["not-included"] += 1
+        elif self._take_plain(rel, name):
+            files.append(name.replace(".", MARK, 1))
 
     def _take_folder(self, rel: str, name: str, folders: list[str]) -> None:
         if rel == self.own_folder and self.is_own(name + "/"):

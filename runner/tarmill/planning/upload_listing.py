@@ -21,12 +21,11 @@ import marshal
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
-
-from xxhash import xxh3_128
+from typing import Any
 
 from tarmill.formats.tar_header import BLOCK
 from tarmill.formats.tar_write import MAX_USTAR_BYTES, odd_header
+from tarmill.planning.upload_spool import Spool
 from tarmill.values import field, valueclass
 
 Part = tuple[str, str | None, int, Any, Any]
@@ -35,8 +34,6 @@ Packed = tuple[str, int, tuple[Part | str, ...]]
 """An entry as it is kept: of files at which nobody has looked just the field."""
 
 _MARSHAL_VERSION = 2  # later ones write references, which depend on who else holds an object: not the same bytes
-_SPILL_BYTES = 64 << 20
-_READ_BYTES = 1 << 20
 _NAME_BYTES = 100
 
 
@@ -47,8 +44,13 @@ def pack(entry: Entry) -> bytes:
 
 def unpack(data: bytes | memoryview) -> Entry:
     """Read what `pack` or `Listing.add_named` wrote."""
-    key, root, parts = marshal.loads(data)
-    return key, root, tuple(part if isinstance(part, tuple) else (part, "", -1, 0, 0) for part in parts)
+    return whole(marshal.loads(data))
+
+
+def whole(entry: Packed) -> Entry:
+    """Write a packed entry out."""
+    key, root, parts = entry
+    return key, root, tuple((part, "", -1, 0, 0) if isinstance(part, str) else part for part in parts)
 
 
 def tar_bytes(key: str, parts: Iterable[Part]) -> int:
@@ -62,43 +64,49 @@ def tar_bytes(key: str, parts: Iterable[Part]) -> int:
     return total
 
 
-class Listing:
-    """Entries in order. What is more than some megabytes waits in a file without a name.
+class Samples(Spool):
+    """Samples in order, in packed pieces."""
+
+    sizes: Sequence[int]
+    """`tar_bytes` of each; zeros where nobody looked at files."""
+    files = 0
+    """Parts of all entries."""
+    content_bytes = 0
+    unknown = 0
+    """Parts whose size a store did not tell."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return self.entries(None, 0, len(self))
+
+    def entry(self, index: int) -> Entry:
+        """Read one entry."""
+        return next(self.entries(None, index, index + 1))
+
+    def entries(self, order: Sequence[int] | None, begin: int, end: int) -> Iterator[Entry]:
+        """Read the entries at some places of an order (None: as they are)."""
+        raise NotImplementedError
+
+    def span(self, begin: int, end: int) -> tuple[int, int, int]:
+        """Tell in which pieces the samples at some places are: first, behind the last, samples to skip in the first."""
+        raise NotImplementedError
+
+
+class Listing(Samples):
+    """Samples by themselves: a piece is an entry.
 
     Args:
-        scratch_dir: where that file is; None for the system's place.
+        scratch_dir: where the file is; None for the system's place.
         spill_bytes: what may stay in memory.
     """
 
-    def __init__(self, scratch_dir: str | None = None, spill_bytes: int = _SPILL_BYTES) -> None:
-        self.ends = array("Q")
-        """Where each entry ends."""
+    sizes: array[int]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.sizes = array("Q")
-        """`tar_bytes` of each."""
-        self.files = 0
-        """Parts of all entries."""
-        self.content_bytes = 0
-        self.unknown = 0
-        """Parts whose size is not known."""
-        self._scratch_dir = scratch_dir
-        self._spill_bytes = spill_bytes
-        self._file: IO[bytes] | None = None
-        self._in_file = 0
-        self._recent = bytearray()
-        self._hash = xxh3_128()
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @property
-    def data_bytes(self) -> int:
-        """How long all entries are together."""
-        return self._in_file + len(self._recent)
-
-    @property
-    def version(self) -> str:
-        """Hash of all entries: of names, sizes, times, values."""
-        return self._hash.hexdigest()
 
     def add(self, entry: Entry) -> None:
         """Append an entry."""
@@ -119,20 +127,16 @@ class Listing:
         recent += marshal.dumps(entry, _MARSHAL_VERSION)
         self.ends.append(self._in_file + len(recent))
         self.sizes.append(blocks * BLOCK if plain and content <= MAX_USTAR_BYTES else tar_bytes(key, parts))
-        if len(recent) > self._spill_bytes:
-            self._spill()
+        self._added()
 
-    def add_named(self, root: int, samples: Iterable[tuple[str, tuple[Part | str, ...]]]) -> None:
-        """Append the entries (key, parts) of one source whose files nobody has looked at; their sizes count as 0."""
-        recent, ends, dumps, begin = self._recent, self.ends, marshal.dumps, self._in_file
-        before = len(ends)
-        for key, parts in samples:
-            recent += dumps((key, root, parts), _MARSHAL_VERSION)
-            ends.append(begin + len(recent))
-            self.files += len(parts)
-        self.sizes.frombytes(bytes(self.sizes.itemsize * (len(ends) - before)))
-        if len(recent) > self._spill_bytes:
-            self._spill()
+    def add_named(self, samples: Iterable[Packed]) -> None:
+        """Append entries of files that nobody has looked at; their sizes count as 0."""
+        for entry in samples:
+            self._recent += marshal.dumps(entry, _MARSHAL_VERSION)
+            self.ends.append(self._in_file + len(self._recent))
+            self.sizes.append(0)
+            self.files += len(entry[2])
+        self._added()
 
     def extend(self, piece: Piece) -> None:
         """Append the entries that somebody else has packed."""
@@ -144,73 +148,19 @@ class Listing:
         ends.frombytes(piece.ends)
         self.ends.extend(array("Q", [before + end for end in ends]))
         self.sizes.frombytes(piece.sizes)
-        if len(self._recent) > self._spill_bytes:
-            self._spill()
-
-    def finish(self) -> None:
-        """Hash what nobody has hashed: to be called before `version` is asked for."""
-        self._hash.update(self._recent)
-        self._spill_bytes = 1 << 62
-
-    def close(self) -> None:
-        """Let go of the file, where there is one."""
-        if self._file is not None:
-            self._file.close()
+        self._added()
 
     def as_piece(self) -> Piece:
         """Give all entries of a listing in memory, to be sent."""
         return Piece(bytes(self._recent), self.ends.tobytes(), self.sizes.tobytes(), self.files, self.content_bytes)
 
-    def entry(self, index: int) -> Entry:
-        """Read one entry."""
-        begin = self.ends[index - 1] if index else 0
-        return unpack(self._read(begin, self.ends[index]))
+    def entries(self, order: Sequence[int] | None, begin: int, end: int) -> Iterator[Entry]:
+        """Read the entries at some places of an order (None: as they are)."""
+        return (unpack(self.piece(place if order is None else order[place])) for place in range(begin, end))
 
-    def __iter__(self) -> Iterator[Entry]:
-        return (self.entry(index) for index in range(len(self)))
-
-    def blocks(self, order: Sequence[int] | None, begin: int, end: int) -> Iterator[bytes]:
-        """Give the packed entries of some places of an order (None: as they are), in blocks of about a megabyte."""
-        if order is None:
-            at, stop = self.ends[begin - 1] if begin else 0, self.ends[end - 1] if end else 0
-            while at < stop:
-                yield self._read(at, min(stop, at + _READ_BYTES))
-                at = min(stop, at + _READ_BYTES)
-            return
-        waiting: list[bytes] = []
-        size = 0
-        for place in range(begin, end):
-            index = order[place]
-            waiting.append(self._read(self.ends[index - 1] if index else 0, self.ends[index]))
-            size += len(waiting[-1])
-            if size > _READ_BYTES:
-                yield b"".join(waiting)
-                waiting, size = [], 0
-        yield b"".join(waiting)
-
-    def lengths(self, order: Sequence[int] | None, begin: int, end: int) -> array[int]:
-        """Give the length of each packed entry of some places of an order."""
-        ends = self.ends
-        indices: Iterable[int] = range(begin, end) if order is None else (order[place] for place in range(begin, end))
-        return array("Q", [ends[index] - (ends[index - 1] if index else 0) for index in indices])
-
-    def _spill(self) -> None:
-        if self._file is None:
-            import tempfile
-
-            self._file = tempfile.TemporaryFile(dir=self._scratch_dir, prefix="tarmill-listing-")  # noqa: SIM115
-        self._hash.update(self._recent)
-        self._file.write(self._recent)
-        self._in_file += len(self._recent)
-        self._recent.clear()
-
-    def _read(self, begin: int, end: int) -> bytes:
-        if begin >= self._in_file:
-            return bytes(self._recent[begin - self._in_file : end - self._in_file])
-        assert self._file is not None
-        self._file.seek(begin)
-        data = self._file.read(min(end, self._in_file) - begin)
-        return data if end <= self._in_file else data + bytes(self._recent[: end - self._in_file])
+    def span(self, begin: int, end: int) -> tuple[int, int, int]:
+        """Tell in which pieces the samples at some places are: as many as there are samples."""
+        return begin, end, 0
 
 
 @valueclass
@@ -228,7 +178,7 @@ class Piece:
 class Found:
     """All that the sources hold, and what was left out of it, with reasons."""
 
-    listing: Listing
+    listing: Samples
     by_name: bool = False
     """Whether nobody has looked at the files."""
     skipped: Counter[str] = field(default_factory=Counter)

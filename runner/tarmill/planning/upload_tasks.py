@@ -1,13 +1,15 @@
-"""What an upload sends to workers: where a shard's entries lie, or the entries where they are few; never contents."""
+"""What an upload sends to workers: where the list of a shard's files lies, or that list where it is short."""
 
 from __future__ import annotations
 
 import marshal
 from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from tarmill.planning.upload_listing import Packed
+from tarmill.planning.upload_runs import samples_of_packed
 from tarmill.spec import UploadSpec
 from tarmill.values import valueclass
 
@@ -45,25 +47,26 @@ class UploadTask:
     index: int
     output: str
     job: UploadJob
+    samples: int
+    """How many the shard is to have."""
     lengths: bytes
-    """Length of each packed entry, 8 bytes each."""
+    """Length of each packed piece, 8 bytes each."""
     data: bytes
-    """The entries; b"" where they lie in a file."""
+    """The pieces; b"" where they lie in a file."""
     listing: str = ""
     """URL of that file."""
     version: str | None = None
     begin: int = 0
     """Where they begin in it."""
+    by_run: bool = False
+    """Whether pieces are runs of names, of a `RunListing`, and not entries."""
+    skip: int = 0
+    """With it: so many samples of the first run are in the shard before."""
 
     @property
     def label(self) -> str:
         """What messages call the task."""
         return self.output.rpartition("/")[2].partition("?")[0]
-
-    @property
-    def samples(self) -> int:
-        """How many samples the shard is to have."""
-        return len(self.lengths) // 8
 
     def entries(self, read: Callable[[int, int], bytes]) -> Iterator[Packed]:
         """Give the entries.
@@ -71,6 +74,12 @@ class UploadTask:
         Args:
             read: reads (offset, length) of the file.
         """
+        pieces = self._pieces(read)
+        if not self.by_run:
+            return pieces
+        return islice(samples_of_packed(pieces, self.job.spec.key_prefix), self.skip, self.skip + self.samples)
+
+    def _pieces(self, read: Callable[[int, int], bytes]) -> Iterator[Any]:
         lengths = array("Q")
         lengths.frombytes(self.lengths)
         if not self.listing:
