@@ -190,13 +190,17 @@ def test_large_samples_are_written_as_they_are_read(here: Path, monkeypatch: pyt
     assert shards_of(here)[0].read_bytes() == shards_of(here, "whole")[0].read_bytes()
 
 
-def test_a_listing_of_very_many_files_goes_through_the_job_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [{"samples_per_shard": 7}, {"shard_size": 20_000}], ids=["by name", "looked at"])
+@pytest.mark.parametrize("order", [{}, {"shuffle": True, "seed": "1"}], ids=["sorted", "shuffled"])
+def test_a_listing_of_very_many_files_goes_through_the_job_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, Any], order: dict[str, Any]
+) -> None:
     from tarmill.jobs import upload_plan
 
     put_files(here / "in", many_files(25))
-    run_upload("in", "plain/out-@.tar", samples_per_shard=7, shuffle=True, seed="1")
+    run_upload("in", "plain/out-@.tar", **cut, **order)
     monkeypatch.setattr(upload_plan, "_FEW_BYTES", 0)
-    run_upload("in", "file/out-@.tar", samples_per_shard=7, shuffle=True, seed="1")
+    run_upload("in", "file/out-@.tar", **cut, **order)
     assert bytes_of(here / "file") == bytes_of(here / "plain")
     assert list((here / "file").glob("_tarmill/*/listing")) == []
 
