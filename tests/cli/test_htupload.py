@@ -14,7 +14,7 @@ from support.uploads import keys_of, many_files, members_of, put_files, shards_o
 from support.webserver import WebServer
 
 import tarmill
-from tarmill.cli import main
+from tarmill.cli import main, output
 from tarmill.errors import SpecError
 from tarmill.spec import UploadSpec, spec_from_manifest, to_manifest
 
@@ -35,6 +35,16 @@ def good(*arguments: str) -> Result:
     result = call(*arguments)
     assert result.exit_code == 0, result.output
     return result
+
+
+@pytest.mark.parametrize("cut", [["--num-shards", "3"], ["--shard-size", "6KB"]], ids=["sizes unknown", "known"])
+def test_progress_tells_how_long_it_takes_also_where_sizes_are_not_known(
+    monkeypatch: pytest.MonkeyPatch, cut: list[str]
+) -> None:
+    monkeypatch.setattr(output, "PLAIN_PERIOD_S", 0)
+    lines = good("in", "out-@.tar", *cut).stderr.splitlines()
+    assert [line for line in lines if line.startswith("2/3 shards") and line.endswith(" s left")]
+    assert [line for line in lines if line.startswith("3/3 shards") and not line.endswith(" s left")]
 
 
 @pytest.mark.parametrize("tool", [["htupload"], ["tarmill", "upload"]])

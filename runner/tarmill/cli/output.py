@@ -47,7 +47,7 @@ class Console(Listener):
         self._bar: Any = None
         self._bar_task: Any = None
         self._started = self._shown = time.monotonic()
-        self._shards = self._shards_done = self._samples_done = self._bytes_done = 0
+        self._shards = self._shards_done = self._shards_before = self._samples_done = self._bytes_done = 0
         self._bytes_total: int | None = None
         self._running: dict[int, Progress] = {}
         self.report: Report | None = None
@@ -58,6 +58,7 @@ class Console(Listener):
         self.report = report
         self._started = self._shown = time.monotonic()
         self._shards, self._shards_done, self._bytes_total = report.shards_total, report.shards_done, total_bytes
+        self._shards_before = report.shards_done
         if self._json:
             self._emit("plan", job=report.job, shards=report.shards_total, resumed=report.shards_resumed)
         elif self._dry:
@@ -71,7 +72,7 @@ class Console(Listener):
         """Begin to count anew for the next pass of a job."""
         self._title, self._started = name, time.monotonic()
         self._shards, self._shards_done, self._bytes_total = tasks, 0, total_bytes
-        self._samples_done = self._bytes_done = 0
+        self._shards_before = self._samples_done = self._bytes_done = 0
         self._running.clear()
         if self._json:
             self._emit("stage", name=name, tasks=tasks)
@@ -137,6 +138,13 @@ class Console(Listener):
         samples = self._samples_done + sum(item.samples for item in running)
         return samples, self._bytes_done + sum(item.read_bytes for item in running)
 
+    def _share_done(self, read_bytes: int) -> float:
+        """Tell which part of what was to do is done: by bytes, or by shards where nobody knows how many there are."""
+        if self._bytes_total:
+            return min(1.0, read_bytes / self._bytes_total)
+        todo = self._shards - self._shards_before
+        return (self._shards_done - self._shards_before) / todo if todo else 0.0
+
     def _show(self) -> None:
         now = time.monotonic()
         samples, read = self._totals()
@@ -144,11 +152,15 @@ class Console(Listener):
         if self._bar is not None:
             rates = f"{samples / elapsed:,.0f} samples/s, {read / elapsed / 1e6:,.0f} MB/s"
             self._bar.update(
-                self._bar_task, completed=read, shards=f"{self._shards_done}/{self._shards} shards", rates=rates
+                self._bar_task,
+                completed=self._share_done(read),
+                shards=f"{self._shards_done}/{self._shards} shards",
+                rates=rates,
             )
         elif now - self._shown >= PLAIN_PERIOD_S and not self._quiet:
             self._shown = now
-            left = (self._bytes_total - read) * elapsed / read if self._bytes_total and read else None
+            share = self._share_done(read)
+            left = (1 - share) * elapsed / share if share else 0
             if self._json:
                 self._emit(
                     "progress", shards_done=self._shards_done, shards=self._shards, samples=samples, read_bytes=read
@@ -173,7 +185,7 @@ class Console(Listener):
             console=RichConsole(stderr=True),
             transient=True,
         )
-        self._bar_task = self._bar.add_task(self._title, total=self._bytes_total or None, shards="", rates="")
+        self._bar_task = self._bar.add_task(self._title, total=1.0, shards="", rates="")
         self._bar.start()
 
     def _emit(self, event: str, **facts: Any) -> None:

@@ -29,8 +29,9 @@ from tarmill.jobs.manifests import (
 from tarmill.jobs.output_index import index_outputs, withdraw_index
 from tarmill.jobs.report import Failure, Report
 from tarmill.jobs.upload_named import weigh
-from tarmill.jobs.upload_plan import KIND, LISTING, Engines, Upload, bytes_left, describe, make_tasks, places_of, plan
+from tarmill.jobs.upload_plan import KIND, LISTING, Engines, Upload, make_tasks, places_of, plan
 from tarmill.jobs.upload_shard import upload_shard
+from tarmill.jobs.upload_told import bytes_left, describe
 from tarmill.planning.tasks import ShardDone
 from tarmill.planning.upload_tasks import UploadTask
 from tarmill.spec import RunOptions, UploadSpec
