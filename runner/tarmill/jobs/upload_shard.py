@@ -150,8 +150,6 @@ class ShardUpload:
                     near = front
             record: dict[str, Any] = {}
             held = 0
-            name: str = ""
-            path: str | None = ""
             before = len(numbers)
             try:
                 for part in parts:
@@ -169,30 +167,24 @@ class ShardUpload:
                             close(fd)
                         numbers += (size, now.st_mtime_ns, now.st_ino)
                         held += size
-                    elif part[4].__class__ is int:
-                        name, path, size, _, _ = part
-                        held += size
-                        if held > LARGE_BYTES or (size > _BIG_BYTES and _total(parts) > LARGE_BYTES):
-                            raise Large
-                        fd = open_(path, flags) if path else open_(near + name, flags, dir_fd=folder_fd)
-                        try:
-                            body = read_listed(fd, path or front + name, part)
-                        finally:
-                            close(fd)
                     else:
+                        if part[2] > _BIG_BYTES and _total(parts) > LARGE_BYTES:
+                            raise Large
                         name = part[0]
-                        body = part[3] if part[1] is None else _of(fetched, name)
+                        body = _body_of(part, part[1] or front + name, near + name, flags, folder_fd, fetched)
                         held += len(body)
                     record[name] = body
-                if held > LARGE_BYTES:
-                    raise Large
+                    if held > LARGE_BYTES:
+                        raise Large
             except Large:
                 del numbers[before:]
                 if not self._add_large(sink, place, entry, fetched):
                     return False
             except (OSError, TarmillError) as error:
                 del numbers[before:]
-                self._leave_out(place, key, told(error, path or front + name) if isinstance(error, OSError) else error)
+                if isinstance(error, OSError):
+                    error = told(error, front + part if isinstance(part, str) else part[1] or front + part[0])
+                self._leave_out(place, key, error)
             else:
                 add(record, key)
                 meter.read_bytes += held
@@ -275,6 +267,26 @@ class ShardUpload:
 
 def _total(parts: Iterable[Part | str]) -> int:
     return sum(part[2] for part in parts if not isinstance(part, str))
+
+
+def _body_of(part: Part, path: str, near: str, flags: int, folder_fd: int | None, fetched: Fetched) -> bytes:
+    """Give a field that was looked at when it was listed.
+
+    Args:
+        part: the field.
+        path: of its file, where it has one.
+        near: the same from the folder that is open.
+        flags: to open it with.
+        folder_fd: that folder.
+        fetched: what was fetched of the sample.
+    """
+    if not isinstance(part[4], int):
+        return part[3] if part[1] is None else _of(fetched, part[0])
+    fd = os.open(path, flags) if part[1] else os.open(near, flags, dir_fd=folder_fd)
+    try:
+        return read_listed(fd, path, part)
+    finally:
+        os.close(fd)
 
 
 def _of(fetched: Fetched, name: str) -> bytes:
