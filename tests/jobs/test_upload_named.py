@@ -263,3 +263,24 @@ def test_fields_that_cannot_be_are_told_by_name(here: Path) -> None:
     report = run_upload("in", "classes/out-@.tar", num_shards=1, on_error="skip", class_from_dir=True)
     assert keys_of(shards_of(here / "classes")) == ["d/b"]
     assert dict(report.counts.dropped) == {"reserved-field": 1, "duplicate-field": 1}
+
+
+@pytest.mark.parametrize("cut", [{"num_shards": 1}, {"shard_size": 1 << 30}], ids=["by name", "looked at"])
+def test_of_a_sample_of_many_files_no_more_is_held_than_of_a_large_one(
+    here: Path, monkeypatch: pytest.MonkeyPatch, cut: dict[str, int]
+) -> None:
+    files = {f"a.{number:02d}": bytes([number]) * 300 for number in range(30)}
+    put_files(here / "in", files)
+    monkeypatch.setattr(upload_shard, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(upload_shard, "_BIG_BYTES", 1 << 30)
+    held, read = list[int](), os.read
+
+    def reading(fd: int, size: int) -> bytes:
+        body = read(fd, size)
+        held.append(len(body) if len(body) == 300 else 0)
+        return body
+
+    monkeypatch.setattr(os, "read", reading)
+    run_upload("in", "out-@.tar", **cut)
+    assert dict(members_of(shards_of(here))) == files
+    assert sum(held) <= 4 * 2 * 300  # new files are read twice
