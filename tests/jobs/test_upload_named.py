@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from itertools import count
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from support.maps import bytes_of, counts_balance, leftovers, read_json
 from support.uploads import after_the_plan, keys_of, many_files, members_of, put_files, run_upload, shards_of
 
 from tarmill.errors import JobFailed, OutputExistsError, TarmillError
-from tarmill.jobs import upload_shard
+from tarmill.jobs import upload_plan, upload_shard, upload_sources
 from tarmill.jobs.listener import Listener
 from tarmill.jobs.verify import run as run_verify
+from tarmill.storage.file_facts import version_of
 
 FILES = {f"{key}.{field}": f"{key} {field} ".encode() * 100 for key in "abc" for field in ("one", "two")}
-LONG_AGO_NS = 10**18
 
 
 @pytest.fixture(autouse=True)
@@ -37,26 +37,32 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def age(folder: Path) -> None:
-    """Let all files be old: these are read the quick way."""
-    for path in folder.rglob("*"):
-        os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS), follow_symlinks=False)
+@pytest.fixture(params=["quick", "careful"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How files are read: quickly those which have not changed of late, here since the job began."""
+    if request.param == "quick":
+        monkeypatch.setattr(upload_shard, "CALM_NS", 0)
+    return str(request.param)
 
 
-@pytest.mark.parametrize("old", [False, True], ids=["new files", "old files"])
+def overwrite(path: Path, body: bytes) -> None:
+    """Write over a file, until the kernel's clock for files, which stands still for some ms, has seen it."""
+    begun_ns = time.time_ns()
+    while not path.exists() or path.stat().st_ctime_ns < begun_ns:
+        path.write_bytes(body)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{}, {"class_from_dir": True}, {"key_prefix": "x/"}, {"follow_symlinks": True}, {"shuffle": True, "seed": "3"}],
     ids=lambda fields: next(iter(fields), "plain"),
 )
 def test_the_shards_are_those_of_files_that_were_looked_at(
-    here: Path, way: str, old: bool, fields: dict[str, Any]
+    here: Path, way: str, reading: str, fields: dict[str, Any]
 ) -> None:
     files = {f"d{number % 3}/{number:02d}.{field}": f"{field} {number}" for number in range(12) for field in ("a", "b")}
     put_files(here / "in", {**files, "d0/empty.txt": b"", "d1/big.bin": b"y" * 200_000, "d2/é.a.b": b"odd"})
     (here / "in" / "d0" / "link.txt").symlink_to("00.a")
-    if old:
-        age(here / "in")
     run_upload("in", "looked/out-@.tar", shard_size=1 << 30, **fields)
     report = run_upload("in", "named/out-@.tar", num_shards=1, **fields)
     assert members_of(shards_of(here / "named")) == members_of(shards_of(here / "looked"))
@@ -108,65 +114,97 @@ def test_what_is_no_file_any_more_is_noticed(here: Path, way: str, monkeypatch: 
 CONTENTS = {"longer": b"longer than it was" * 99, "empty": b"", "as long": b"X" * len(FILES["b.two"])}
 
 
+def during_reads(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], Any], times: int) -> list[bool]:
+    """Do something after each of the first reads of a file, before anybody has had a look at what was read."""
+    done, reads = list[bool](), {call: getattr(os, call) for call in ("read", "readv")}
+
+    def reading(call: str, fd: int, what: Any) -> Any:
+        result = reads[call](fd, what)
+        if len(done) < times and os.readlink(f"/proc/self/fd/{fd}").endswith(f"/{name}"):
+            done.append(True)
+            change()
+        return result
+
+    for call in reads:
+        monkeypatch.setattr(os, call, partial(reading, call))
+    return done
+
+
 @pytest.mark.parametrize("change", CONTENTS.values(), ids=CONTENTS)
 def test_a_file_that_changes_while_it_is_read_is_noticed(
-    here: Path, way: str, monkeypatch: pytest.MonkeyPatch, change: bytes
+    here: Path, way: str, reading: str, monkeypatch: pytest.MonkeyPatch, change: bytes
 ) -> None:
     put_files(here / "in", FILES)
-    read, readv = os.read, os.readv
-    changed, times_ns = list[bool](), count(time.time_ns(), 10**9)
-
-    def change_it(fd: int) -> None:
-        if len(changed) < 2 and os.readlink(f"/proc/self/fd/{fd}").endswith("/b.two"):
-            changed.append(True)
-            (here / "in" / "b.two").write_bytes(change)
-            now_ns = next(times_ns)  # the kernel's clock for files stands still for some ms
-            os.utime(here / "in" / "b.two", ns=(now_ns, now_ns))
-
-    def reading(fd: int, size: int) -> bytes:
-        body = read(fd, size)
-        change_it(fd)
-        return body
-
-    def reading_blocks(fd: int, buffers: Any) -> int:
-        count = readv(fd, buffers)
-        change_it(fd)
-        return count
-
-    monkeypatch.setattr(os, "read", reading)
-    monkeypatch.setattr(os, "readv", reading_blocks)
+    # the quick read of a file that turns out to have changed is begun again
+    done = during_reads(monkeypatch, "b.two", lambda: overwrite(here / "in" / "b.two", change), 2)
     report = run_upload("in", "out-@.tar", num_shards=1, on_error="skip")
-    assert len(changed) == 2  # the quick read of a file that turns out to be new is begun again
+    assert len(done) == 2
     assert keys_of(shards_of(here)) == ["a", "c"]
     assert dict(report.counts.dropped) == {"changed": 1}
 
 
-def test_an_old_file_that_is_written_to_during_its_quick_read_is_packed_as_it_is_then(
+def test_a_file_whose_time_is_set_back_is_not_torn_by_its_quick_read(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(upload_shard, "CALM_NS", 0)
     put_files(here / "in", FILES)
-    age(here / "in")
-    read, changed = os.read, list[bool]()
+    path = here / "in" / "b.two"
+    before_ns = path.stat().st_mtime_ns
 
-    def reading(fd: int, size: int) -> bytes:
-        body = read(fd, size)
-        if not changed and os.readlink(f"/proc/self/fd/{fd}").endswith("/b.two"):
-            changed.append(True)
-            (here / "in" / "b.two").write_bytes(b"X" * len(body))
-        return body
+    def change() -> None:
+        overwrite(path, b"X" * len(FILES["b.two"]))
+        os.utime(path, ns=(before_ns, before_ns))
 
-    monkeypatch.setattr(os, "read", reading)
+    done = during_reads(monkeypatch, "b.two", change, 1)
     run_upload("in", "out-@.tar", num_shards=1)
+    assert done
     assert dict(members_of(shards_of(here)))["b.two"] == b"X" * len(FILES["b.two"])
+
+
+@pytest.mark.parametrize("kind", ["goes on", "is gone"])
+def test_of_files_that_are_being_written_to_none_is_packed(
+    here: Path, way: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whoever writes them may be between two writes while they are read."""
+    path = here / "in" / "b.two"
+
+    def begin(patch: pytest.MonkeyPatch) -> None:
+        put_files(here / "in", FILES)
+        later = {"goes on": lambda: overwrite(path, path.read_bytes() + b"more"), "is gone": path.unlink}[kind]
+        check, done = upload_shard.ShardUpload._have_changed, list[bool]()
+
+        def checking(shard: upload_shard.ShardUpload) -> bool:
+            if not done:
+                later()
+                done.append(True)
+            return check(shard)
+
+        patch.setattr(upload_shard.ShardUpload, "_have_changed", checking)
+
+    with monkeypatch.context() as patch:
+        begin(patch)
+        with pytest.raises(JobFailed, match=r"b\.two.*sample 'b'"):
+            run_upload("in", "fail/out-@.tar", num_shards=1)
+    assert (shards_of(here / "fail"), leftovers(here)) == ([], [])
+    begin(monkeypatch)
+    report = run_upload("in", "skip/out-@.tar", num_shards=1, on_error="skip")
+    assert keys_of(shards_of(here / "skip")) == ["a", "c"]
+    assert dict(report.counts.dropped) == {"changed" if kind == "goes on" else "vanished": 1}
+    assert run_verify("skip/out-@.tar").ok
+    if kind == "goes on":
+        assert run_upload("in", "skip/out-@.tar", num_shards=1, on_error="skip").shards_resumed == 1
 
 
 # Taken up later
 
 
-def test_the_same_command_again_has_nothing_to_do(here: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_again_has_nothing_to_do(
+    here: Path, way: str, reading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(upload_shard, "MANY_NUMBERS", 7)
     monkeypatch.setattr("tarmill.jobs.upload_named.MANY_NUMBERS", 7)
-    put_files(here / "in", many_files(12))
+    odd = {f"d0/s000.{field}": "x" * 200 for field in ("é", os.fsdecode(b"\x80"))}  # in another order as bytes
+    put_files(here / "in", many_files(12) | {name: text.encode() for name, text in odd.items()})
     run_upload("in", "out-@.tar", samples_per_shard=5)
     before = {path: path.stat().st_ino for path in shards_of(here)}
     report = run_upload("in", "out-@.tar", samples_per_shard=5)
@@ -218,6 +256,24 @@ def test_files_of_shards_that_are_to_be_done_may_change(here: Path) -> None:
     assert report.shards_resumed == 1
     assert dict(members_of(shards_of(here)))["d0/s000.txt"] == b"new"
     assert run_verify("out-@.tar").ok
+
+
+@pytest.mark.parametrize("few", [0, 1 << 20], ids=["through a file", "with the tasks"])
+def test_small_shards_do_not_each_bring_a_whole_piece_of_the_listing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(upload_plan, "_FEW_BYTES", few)
+    put_files(here / "in", many_files(50, 1))
+    sizes: list[int] = []
+
+    def note() -> None:
+        sizes.extend(path.stat().st_size for path in here.glob("_tarmill/*/listing"))
+
+    after_the_plan(monkeypatch, note)
+    run_upload("in", "out-@.tar", samples_per_shard=2)
+    assert members_of(shards_of(here)) == sorted((name, body) for name, body in many_files(50, 1).items())
+    assert len(sizes) == (1 if not few else 0)
+    assert all(size < 2000 for size in sizes)
 
 
 def test_what_was_left_out_is_not_looked_at_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,3 +340,35 @@ def test_of_a_sample_of_many_files_no_more_is_held_than_of_a_large_one(
     run_upload("in", "out-@.tar", **cut)
     assert dict(members_of(shards_of(here))) == files
     assert sum(held) <= 4 * 2 * 300  # new files are read twice
+
+
+def test_workers_are_asked_for_a_file_that_is_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_files(here / "in", FILES)
+    find, asked = upload_plan.first_local, list[Any]()
+
+    def finding(collector: Any) -> Any:
+        for field in ("one", "two"):
+            (here / "in" / f"a.{field}").unlink()
+        asked.append(find(collector))
+        return asked[0]
+
+    monkeypatch.setattr(upload_plan, "first_local", finding)
+    run_upload("in", "out-@.tar", num_shards=1, on_error="skip")
+    (path, version) = asked[0]
+    assert path == "in/b.one"
+    assert version == version_of((here / "in" / "b.one").stat())
+    assert keys_of(shards_of(here)) == ["b", "c"]
+
+
+def test_a_class_folder_that_comes_late_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_files(here / "in", {"cat/1.jpg": "1"})
+    names = upload_sources._class_names
+
+    def counting(*given: Any) -> Any:
+        found = names(*given)
+        put_files(here / "in", {"dog/2.jpg": "2"})
+        return found
+
+    monkeypatch.setattr(upload_sources, "_class_names", counting)
+    with pytest.raises(TarmillError, match=r"in/dog/ came when classes were counted already; run it again"):
+        run_upload("in", "out-@.tar", num_shards=1, class_from_dir=True)

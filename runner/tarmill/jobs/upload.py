@@ -1,7 +1,7 @@
 """htupload: files, lists of files and objects of stores into new shards.
 
-What there is to pack is listed first, with sizes and times: that gives order, cuts and the job's id. Then each shard is
-one task. A tar on standard input goes another way, see `upload_stream`.
+What there is to pack is listed first, with sizes and times where cuts or sources need them: that gives order, cuts and
+the job's id. Then each shard is one task. A tar on standard input goes another way, see `upload_stream`.
 """
 
 from __future__ import annotations

@@ -10,20 +10,21 @@ import errno
 import marshal
 import os
 import stat
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 
 from xxhash import xxh3_128
 
 from tarmill.errors import ChangedError, StorageError, TarmillError
 from tarmill.heap import own_memory
-from tarmill.planning.upload_listing import Part
+from tarmill.planning.upload_listing import MARSHAL_VERSION, Packed, Part
 from tarmill.storage.file_facts import raise_os_error
 
 # A FIFO that has taken a file's place must not block; a terminal must not become ours.
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 CALM_NS = 60 * 10**9
-"""A file that was written so long before a job began is not written while the job reads it, whosever clock is wrong."""
+"""A file that last changed so long before a job began has not changed since, though clocks may differ as much."""
 
 SINCE_LISTED = "since it was listed"
 WHILE_READ = "while it was read"
@@ -92,13 +93,37 @@ class Seen:
 
     def settle(self) -> None:
         """Hash the numbers: to be called after a sample, as soon as there are more than MANY_NUMBERS."""
-        self._hash.update(marshal.dumps(self.numbers, 2))
+        self._hash.update(marshal.dumps(self.numbers, MARSHAL_VERSION))
         self.numbers.clear()
 
     def hexdigest(self) -> str:
         """Give the hash of all."""
         self.settle()
         return self._hash.hexdigest()
+
+
+class Fresh:
+    """Samples with files that had changed lately when they were read: whoever wrote to them may not have been done."""
+
+    def __init__(self) -> None:
+        self._places = array("Q")
+        self._states = array("q")
+
+    def add(self, place: int, numbers: Sequence[int]) -> None:
+        """Note a sample by its place in the shard, with the numbers that `Seen` keeps of it."""
+        self._places.append(place)
+        self._states.append(hash(tuple(numbers)))
+
+    def among(self, entries: Iterable[Packed]) -> Iterator[tuple[int, Packed, int]]:
+        """Find these samples among all of the shard: (place, entry, hash of the numbers)."""
+        notes = zip(self._places, self._states, strict=True)
+        wanted = next(notes, None)
+        for place, entry in enumerate(entries):
+            if wanted is None:
+                return
+            if place == wanted[0]:
+                yield place, entry, wanted[1]
+                wanted = next(notes, None)
 
 
 def read_listed(fd: int, path: str, part: Part) -> bytes:
@@ -121,13 +146,18 @@ def read_listed(fd: int, path: str, part: Part) -> bytes:
     return body
 
 
-def read_still(fd: int, path: str, most: int) -> tuple[bytes, os.stat_result]:
-    """Read a file that nobody has looked at, and see to it that nobody writes to it meanwhile.
+def read_still(
+    fd: int, body: bytes, found: os.stat_result, path: str, most: int, calm_ns: int
+) -> tuple[bytes, os.stat_result]:
+    """Read a file to its end that nobody has looked at, and see to it that nobody writes to it meanwhile.
 
     Args:
         fd: of the file.
+        body: its beginning, which was read already.
+        found: what it was after that.
         path: what messages call it.
         most: how many bytes may be held.
+        calm_ns: what changed last before that does not change now.
 
     Returns:
         Its contents, and what it is.
@@ -136,20 +166,25 @@ def read_still(fd: int, path: str, most: int) -> tuple[bytes, os.stat_result]:
         ChangedError: it was written to, or is no regular file.
         Large: it has more bytes than may be held.
     """
-    found = os.fstat(fd)
-    part = _as_part(found, path)
-    if part[2] > most:
+    size = _as_part(found, path)[2]
+    if found.st_ctime_ns > calm_ns or len(body) > size:  # it may have changed between that read and the look
+        os.lseek(fd, 0, os.SEEK_SET)
+        found, body = os.fstat(fd), b""
+        size = found.st_size
+    if size > most:
         raise Large
-    os.lseek(fd, 0, os.SEEK_SET)
-    body = _read_on(fd, os.read(fd, part[2] + 1), part[2])
-    _check(fd, path, len(body), part, WHILE_READ)
-    return body, found
+    body = _read_on(fd, body or os.read(fd, size + 1), size)
+    now = os.fstat(fd)
+    if len(body) != size or _state(now) != _state(found):
+        raise _changed(path, size, now.st_size, WHILE_READ)
+    return body, now
 
 
-def look_now(path: str, follow: bool) -> Part:
-    """Look at a file that was listed by name alone; raises SampleTrouble where it cannot be had."""
+def look_now(path: str, follow: bool) -> tuple[Part, int]:
+    """Look at a file that was listed by name: what it is, and when it changed last, in ns; raises SampleTrouble."""
     try:
-        return _as_part(os.stat(path, follow_symlinks=follow), path)
+        found = os.stat(path, follow_symlinks=follow)
+        return _as_part(found, path), found.st_ctime_ns
     except OSError as error:
         raise SampleTrouble(told(error, path)) from None
     except TarmillError as error:
@@ -188,6 +223,11 @@ def blocks_of(path: str, part: Part, follow: bool, when: str) -> Iterator[memory
             os.close(fd)
 
 
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    # the time of writing can be set back, that of any change cannot
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
 def _as_part(found: os.stat_result, path: str) -> Part:
     if not stat.S_ISREG(found.st_mode):
         raise _no_file(path)
@@ -207,11 +247,12 @@ def _check(fd: int, path: str, have: int, part: Part, when: str) -> None:
     """Raise ChangedError unless just a whole file was read, and it is what it was."""
     now = os.fstat(fd)
     if have != part[2] or (now.st_size, now.st_mtime_ns, now.st_ino) != part[2:]:
-        raise ChangedError(
-            f"{path} was changed {when}: {part[2]} bytes then, {now.st_size} now; run it again when nothing writes to "
-            "it",
-            url=path,
-        )
+        raise _changed(path, part[2], now.st_size, when)
+
+
+def _changed(path: str, size: int, size_now: int, when: str) -> ChangedError:
+    message = f"{path} was changed {when}: {size} bytes then, {size_now} now; run it again when nothing writes to it"
+    return ChangedError(message, url=path)
 
 
 def _no_file(path: str) -> ChangedError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 from tarmill import storage
 from tarmill.errors import OutputExistsError
+from tarmill.jobs.listener import Listener
 from tarmill.jobs.upload_collect import path_of
 from tarmill.jobs.upload_files import MANY_NUMBERS, Seen
 from tarmill.planning.tasks import ShardDone
@@ -15,6 +16,9 @@ from tarmill.planning.upload_listing import Entry
 
 if TYPE_CHECKING:
     from tarmill.jobs.upload_plan import Upload
+
+_MANY_FILES = 100_000
+"""To look at more may take a while."""
 
 
 def weigh(work: Upload) -> None:
@@ -30,12 +34,15 @@ def weigh(work: Upload) -> None:
             found.empty += not size
 
 
-def refuse_changed(work: Upload, finished: Iterable[ShardDone]) -> None:
+def refuse_changed(work: Upload, finished: Collection[ShardDone], listener: Listener) -> None:
     """Refuse to go on behind shards whose files are not any more what they were when they were packed.
 
     Raises:
         OutputExistsError: names the first such shard, and how to go on.
     """
+    files = sum(done.output.members for done in finished if done.seen and done.output)
+    if files > _MANY_FILES:
+        listener.note(f"looking whether the {files:,} files of {len(finished):,} finished shards are what they were")
     for done in finished:
         if done.seen and done.seen != _seen_now(work, done):
             url = storage.mask(work.outputs[done.index])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -198,7 +198,7 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     if base is not None:
         _find_appended(work, base)
     elif folder:
-        _find_finished(work, out)
+        _find_finished(work, out, listener)
     return work
 
 
@@ -290,7 +290,7 @@ def _known_classes(spec: UploadSpec, out: ShardPattern) -> dict[str, int]:
     raise UsageError(f"{storage.mask(url)} is no file of tarmill's: expected names of classes with their numbers")
 
 
-def _find_finished(work: Upload, out: ShardPattern) -> None:
+def _find_finished(work: Upload, out: ShardPattern, listener: Listener) -> None:
     """Refuse outputs of others, and take over what an earlier run of this job has finished."""
     spec, job, folder = work.spec, work.job.job, work.folder
     assert folder is not None
@@ -303,7 +303,7 @@ def _find_finished(work: Upload, out: ShardPattern) -> None:
         refuse_existing(work.outputs, job)
         return
     finished = folder.finished(range(len(work.outputs)), work.outputs).values()
-    refuse_changed(work, finished)
+    refuse_changed(work, finished, listener)
     for done in finished:
         work.take(done)
     work.report.shards_resumed = work.report.shards_done
@@ -314,23 +314,37 @@ def make_tasks(work: Upload) -> list[UploadTask]:
     listing, edges, by_run = work.found.listing, work.edges, isinstance(work.found.listing, RunListing)
     todo = [index for index in range(len(work.outputs)) if index not in work.finished]
     spans = {index: listing.span(edges[index], edges[index + 1]) for index in todo}
+    lengths = {index: listing.lengths(work.order, first, last) for index, (first, last, _) in spans.items()}
     url, version, begins = "", None, dict[int, int]()
-    if work.folder and listing.data_bytes > _FEW_BYTES and todo:
+    if work.folder and sum(map(sum, lengths.values())) > _FEW_BYTES:
         url = work.job.state + LISTING
-        with storage.open_write(url, owner=work.job.job) as stream:
+        version, begins = _write_listing(work, url, spans)
+    tasks = []
+    for index, (first, last, skip) in spans.items():
+        samples, output, sizes = edges[index + 1] - edges[index], from_anywhere(work.outputs[index]), lengths[index]
+        data = b"" if url else b"".join(listing.blocks(work.order, first, last))
+        begin = begins.get(index, 0)
+        task = UploadTask(index, output, work.job, samples, sizes.tobytes(), data, url, version, begin, by_run, skip)
+        tasks.append(task)
+    return tasks
+
+
+def _write_listing(
+    work: Upload, url: str, spans: Mapping[int, tuple[int, int, int]]
+) -> tuple[str | None, dict[int, int]]:
+    """Write the pieces of tasks to a file; give its version, and where each task's begin."""
+    listing, begins = work.found.listing, dict[int, int]()
+    with storage.open_write(url, owner=work.job.job) as stream:
+        if work.order is None:  # as it is: tasks of small shards share pieces
+            for block in listing.blocks(None, 0, len(listing.ends)):
+                stream.write(block)
+            begins = {index: listing.begin(first) for index, (first, _, _) in spans.items()}
+        else:
             for index, (first, last, _) in spans.items():
                 begins[index] = stream.bytes_written
                 for block in listing.blocks(work.order, first, last):
                     stream.write(block)
-        version = stream.receipt.version or None
-    tasks = []
-    for index, (first, last, skip) in spans.items():
-        samples, output = edges[index + 1] - edges[index], from_anywhere(work.outputs[index])
-        lengths = listing.lengths(work.order, first, last).tobytes()
-        data = b"" if url else b"".join(listing.blocks(work.order, first, last))
-        begin = begins.get(index, 0)
-        tasks.append(UploadTask(index, output, work.job, samples, lengths, data, url, version, begin, by_run, skip))
-    return tasks
+    return stream.receipt.version or None, begins
 
 
 def places_of(spec: UploadSpec) -> list[str]:

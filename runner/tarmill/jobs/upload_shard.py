@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from tarmill import storage
 from tarmill.engine.meter import Meter, current
-from tarmill.errors import TarmillError
+from tarmill.errors import ChangedError, TarmillError
 from tarmill.formats.tar_write import TarSink
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
@@ -25,6 +25,7 @@ from tarmill.jobs.upload_files import (
     SINCE_LISTED,
     WHILE_READ,
     Folder,
+    Fresh,
     Large,
     SampleTrouble,
     Seen,
@@ -37,7 +38,7 @@ from tarmill.jobs.upload_files import (
 from tarmill.jobs.upload_look import reason_of
 from tarmill.planning.counts import Counts
 from tarmill.planning.tasks import ShardDone
-from tarmill.planning.upload_listing import Entry, Packed, Part
+from tarmill.planning.upload_listing import Entry, Packed, Part, whole
 from tarmill.planning.upload_tasks import UploadTask
 from tarmill.values import field, replace, valueclass
 
@@ -77,12 +78,13 @@ class ShardUpload:
     """Samples that cannot be had, by their place in the shard."""
     rejected: list[dict[str, Any]] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
+    fresh: Fresh = field(default_factory=Fresh)
 
     def write(self) -> ShardDone | None:
         """Write the shard; None where that has to be done again."""
         task, meter, job = self.task, self.meter, self.task.job
         meter.samples = meter.read_bytes = meter.written_bytes = 0
-        self.rejected, self.seen = [], Seen()
+        self.rejected, self.seen, self.fresh = [], Seen(), Fresh()
         name = name_in(job.folder, task.output)
         with ShardOutput(task.output, name, job.job, job.spec.level, meter) as output:
             patient = job.settings
@@ -90,7 +92,7 @@ class ShardUpload:
                 budget = min(patient.retry_budget_s, job.spec.fetch_timeout)
                 storage.configure(replace(patient, retry_budget_s=budget))
             try:
-                if not self._add_all(output.sink):
+                if not self._add_all(output.sink) or self._have_changed():
                     return None
             finally:
                 storage.configure(patient)
@@ -150,7 +152,7 @@ class ShardUpload:
                     near = front
             record: dict[str, Any] = {}
             held = 0
-            before = len(numbers)
+            before, is_fresh = len(numbers), False
             try:
                 for part in parts:
                     if isinstance(part, str):
@@ -160,22 +162,25 @@ class ShardUpload:
                             body = read(fd, _GUESS_BYTES)
                             now = fstat(fd)
                             size = len(body)
-                            if size != now.st_size or not size or now.st_mtime_ns > calm_ns:
-                                body, now = read_still(fd, front + name, LARGE_BYTES - held)
+                            if size != now.st_size or not size or now.st_ctime_ns > calm_ns:
+                                body, now = read_still(fd, body, now, front + name, LARGE_BYTES - held, calm_ns)
                                 size = len(body)
+                                is_fresh = is_fresh or now.st_ctime_ns > calm_ns
                         finally:
                             close(fd)
                         numbers += (size, now.st_mtime_ns, now.st_ino)
                         held += size
                     else:
-                        if part[2] > _BIG_BYTES and _total(parts) > LARGE_BYTES:
+                        if isinstance(part[4], int) and part[2] > _BIG_BYTES and _total(parts) > LARGE_BYTES:
                             raise Large
                         name = part[0]
                         body = _body_of(part, part[1] or front + name, near + name, flags, folder_fd, fetched)
                         held += len(body)
                     record[name] = body
-                    if held > LARGE_BYTES:
+                    if held > LARGE_BYTES and (isinstance(part, str) or isinstance(part[4], int)):
                         raise Large
+                if held > LARGE_BYTES:
+                    raise Large
             except Large:
                 del numbers[before:]
                 if not self._add_large(sink, place, entry, fetched):
@@ -188,6 +193,8 @@ class ShardUpload:
             else:
                 add(record, key)
                 meter.read_bytes += held
+                if is_fresh:
+                    self.fresh.add(place, numbers[before:])
             if len(numbers) > MANY_NUMBERS:
                 seen.settle()
         return True
@@ -195,22 +202,29 @@ class ShardUpload:
     def _add_large(self, sink: TarSink, place: int, entry: Packed, fetched: Fetched) -> bool:
         """Add a sample as it is read; False where it broke off."""
         key, root, parts = entry
-        streams = {part if isinstance(part, str) else part[0]: self._stream(key, root, part, fetched) for part in parts}
+        looked: dict[str, tuple[Part, int]] = {}
+        streams = {
+            part if isinstance(part, str) else part[0]: self._stream(key, root, part, fetched, looked) for part in parts
+        }
         try:
             sink.add_streams(key, streams)
         except SampleTrouble as trouble:
             self._leave_out(place, key, trouble.error)
             return False
+        numbers = [number for part in parts if isinstance(part, str) for number in looked[part][0][2:]]
+        self.seen.numbers += numbers
+        if any(changed_ns > self.task.job.begun_ns - CALM_NS for _, changed_ns in looked.values()):
+            self.fresh.add(place, numbers)
         return True
 
     def _stream(
-        self, key: str, root: int, part: Part | str, fetched: Fetched
+        self, key: str, root: int, part: Part | str, fetched: Fetched, looked: dict[str, tuple[Part, int]]
     ) -> Callable[[], tuple[int, Iterable[Any]]]:
-        """Give what opens one field of a large sample."""
+        """Give what opens one field of a large sample; of a file that was listed by name, `looked` takes what it is."""
         job = self.task.job
         base = job.roots[root] if root >= 0 else ""
         if isinstance(part, str):
-            return partial(self._open_unseen, f"{base}{key[len(job.spec.key_prefix) :]}.{part}")
+            return partial(self._open_unseen, part, f"{base}{key[len(job.spec.key_prefix) :]}.{part}", looked)
         name, _, size, value, inode = part
         path = path_of(part, key, base, job.spec.key_prefix)
         data: Any = value if path is None else fetched.get(name)
@@ -235,12 +249,31 @@ class ShardUpload:
 
         return open_it
 
-    def _open_unseen(self, path: str) -> tuple[int, Iterable[Any]]:
+    def _open_unseen(self, field: str, path: str, looked: dict[str, tuple[Part, int]]) -> tuple[int, Iterable[Any]]:
         """Open a field at whose file nobody has looked."""
         follow = self.task.job.follow
-        part = look_now(path, follow)
-        self.seen.numbers += part[2:]
+        part, changed_ns = look_now(path, follow)
+        looked[field] = part, changed_ns
         return part[2], self._counted(blocks_of(path, part, follow, WHILE_READ))
+
+    def _have_changed(self) -> bool:
+        """Tell whether files that had changed lately have changed since they were read; such samples are left out."""
+        job, task = self.task.job, self.task
+        known = len(self.left_out)
+        for place, entry, state in self.fresh.among(task.entries(self._read_listing)):
+            key, root, parts = whole(entry)
+            base = job.roots[root] if root >= 0 else ""
+            paths = [path_of(part, key, base, job.spec.key_prefix) or "" for part in parts if part[1] is not None]
+            try:
+                now = [number for path in paths for number in look_now(path, job.follow)[0][2:]]
+            except SampleTrouble as trouble:
+                self._leave_out(place, key, trouble.error)
+                continue
+            if hash(tuple(now)) != state:
+                names = " or ".join(paths)
+                message = f"{names} was changed soon after it was read; run it again when nothing writes to it"
+                self._leave_out(place, key, ChangedError(message, url=paths[0]))
+        return len(self.left_out) > known
 
     def _counted(self, blocks: Iterable[Any]) -> Iterator[Any]:
         for block in blocks:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from tarmill import storage
+from tarmill.errors import ChangedError
 from tarmill.formats.keys import key_function
 from tarmill.jobs.upload_collect import Collector
 from tarmill.jobs.upload_look import Looked, look, problem_of
@@ -92,8 +93,15 @@ def _runs_of_tree(spec: UploadSpec, tree: Tree, collector: Collector) -> Iterato
         if spec.class_from_dir and not rel:
             _drop_without_class(spec, names, tree, collector)
         else:
-            label = classes[rel.partition("/")[0]] if spec.class_from_dir else None
+            label = _label_of(rel.partition("/")[0], classes, tree) if spec.class_from_dir else None
             yield Run(tree.base, rel, names, label)
+
+
+def _label_of(name: str, classes: dict[str, int], tree: Tree) -> int:
+    if name not in classes:
+        folder = f"{tree.base}{name}/"
+        raise ChangedError(f"{folder} came when classes were counted already; run it again", url=folder)
+    return classes[name]
 
 
 def _looked_at(spec: UploadSpec, runs: Iterable[Run], root: int, collector: Collector) -> Iterator[Entry]:
@@ -209,7 +217,8 @@ def first_local(collector: Collector) -> tuple[str, str] | None:
                     try:
                         return part[1], version_of(os.stat(part[1], follow_symlinks=collector.spec.follow_symlinks))
                     except OSError:
-                        return None  # who packs it will tell
+                        continue  # who packs it will tell
                 return part[1], f"{part[3]:x}-{part[2]:x}-{part[4]:x}"
-        return None
+        if not collector.found.by_name:
+            return None
     return None

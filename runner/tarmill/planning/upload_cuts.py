@@ -1,6 +1,6 @@
 """In which order an upload writes its samples, and where it cuts them into shards: pure.
 
-All sizes are known in one place, so that a shard is filled as far as whole samples go.
+Where shards have a size, those of all samples are known, so that a shard is filled as far as whole samples go.
 """
 
 from __future__ import annotations

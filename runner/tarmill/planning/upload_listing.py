@@ -33,13 +33,13 @@ Entry = tuple[str, int, tuple[Part, ...]]
 Packed = tuple[str, int, tuple[Part | str, ...]]
 """An entry as it is kept: of files at which nobody has looked just the field."""
 
-_MARSHAL_VERSION = 2  # later ones write references, which depend on who else holds an object: not the same bytes
+MARSHAL_VERSION = 2  # later ones write references, which depend on who else holds an object: not the same bytes
 _NAME_BYTES = 100
 
 
 def pack(entry: Entry) -> bytes:
     """Write an entry as bytes; the same entry gives the same bytes."""
-    return marshal.dumps(entry, _MARSHAL_VERSION)
+    return marshal.dumps(entry, MARSHAL_VERSION)
 
 
 def unpack(data: bytes | memoryview) -> Entry:
@@ -124,7 +124,7 @@ class Listing(Samples):
         self.files += len(parts)
         self.content_bytes += content
         recent = self._recent
-        recent += marshal.dumps(entry, _MARSHAL_VERSION)
+        recent += marshal.dumps(entry, MARSHAL_VERSION)
         self.ends.append(self._in_file + len(recent))
         self.sizes.append(blocks * BLOCK if plain and content <= MAX_USTAR_BYTES else tar_bytes(key, parts))
         self._added()
@@ -132,7 +132,7 @@ class Listing(Samples):
     def add_named(self, samples: Iterable[Packed]) -> None:
         """Append entries of files that nobody has looked at; their sizes count as 0."""
         for entry in samples:
-            self._recent += marshal.dumps(entry, _MARSHAL_VERSION)
+            self._recent += marshal.dumps(entry, MARSHAL_VERSION)
             self.ends.append(self._in_file + len(self._recent))
             self.sizes.append(0)
             self.files += len(entry[2])

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
-from tarmill.planning.upload_listing import Entry, Packed, Part, Samples, whole
+from tarmill.planning.upload_listing import MARSHAL_VERSION, Entry, Packed, Part, Samples, whole
 from tarmill.values import replace, valueclass
 
 MARK = "\0"
@@ -129,7 +129,7 @@ class RunListing(Samples):
         """Append the samples of a run, if there are any."""
         for part in cut(run, _PIECE_FILES) if run.names else ():
             packed: RunPiece = root, part.rel, "/".join(part.names), part.label
-            self._recent += marshal.dumps(packed, 2)
+            self._recent += marshal.dumps(packed, MARSHAL_VERSION)
             self.ends.append(self._in_file + len(self._recent))
             count = len({name.partition(MARK)[0] for name in part.names})
             self._samples.append(len(self) + count)

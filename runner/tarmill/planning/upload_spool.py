@@ -51,14 +51,18 @@ class Spool:
         if self._file is not None:
             self._file.close()
 
+    def begin(self, index: int) -> int:
+        """Tell where a piece begins."""
+        return self.ends[index - 1] if index else 0
+
     def piece(self, index: int) -> bytes:
         """Read one piece."""
-        return self._read(self.ends[index - 1] if index else 0, self.ends[index])
+        return self._read(self.begin(index), self.ends[index])
 
     def blocks(self, order: Sequence[int] | None, begin: int, end: int) -> Iterator[bytes]:
         """Give the pieces at some places of an order (None: as they are), in blocks of about a megabyte."""
         if order is None:
-            at, stop = self.ends[begin - 1] if begin else 0, self.ends[end - 1] if end else 0
+            at, stop = self.begin(begin), self.begin(end)
             while at < stop:
                 yield self._read(at, min(stop, at + _READ_BYTES))
                 at = min(stop, at + _READ_BYTES)
@@ -75,9 +79,8 @@ class Spool:
 
     def lengths(self, order: Sequence[int] | None, begin: int, end: int) -> array[int]:
         """Give the length of each piece at some places of an order."""
-        ends = self.ends
         indices: Iterable[int] = range(begin, end) if order is None else (order[place] for place in range(begin, end))
-        return array("Q", [ends[index] - (ends[index - 1] if index else 0) for index in indices])
+        return array("Q", [self.ends[index] - self.begin(index) for index in indices])
 
     def _added(self) -> None:
         """Let pieces wait in the file where they have become many."""
