@@ -49,6 +49,7 @@ class Console(Listener):
         self._started = self._shown = time.monotonic()
         self._shards = self._shards_done = self._shards_before = self._samples_done = self._bytes_done = 0
         self._bytes_total: int | None = None
+        self._samples_total: int | None = None
         self._running: dict[int, Progress] = {}
         self.report: Report | None = None
         """Of the job that was planned, as far as it is."""
@@ -59,6 +60,7 @@ class Console(Listener):
         self._started = self._shown = time.monotonic()
         self._shards, self._shards_done, self._bytes_total = report.shards_total, report.shards_done, total_bytes
         self._shards_before = report.shards_done
+        self._samples_total = None if report.samples_total is None else report.samples_total - report.counts.read
         if self._json:
             self._emit("plan", job=report.job, shards=report.shards_total, resumed=report.shards_resumed)
         elif self._dry:
@@ -73,6 +75,7 @@ class Console(Listener):
         self._title, self._started = name, time.monotonic()
         self._shards, self._shards_done, self._bytes_total = tasks, 0, total_bytes
         self._shards_before = self._samples_done = self._bytes_done = 0
+        self._samples_total = None
         self._running.clear()
         if self._json:
             self._emit("stage", name=name, tasks=tasks)
@@ -138,10 +141,12 @@ class Console(Listener):
         samples = self._samples_done + sum(item.samples for item in running)
         return samples, self._bytes_done + sum(item.read_bytes for item in running)
 
-    def _share_done(self, read_bytes: int) -> float:
-        """Tell which part of what was to do is done: by bytes, or by shards where nobody knows how many there are."""
+    def _share_done(self, samples: int, read_bytes: int) -> float:
+        """Tell which part of what was to do is done: by bytes, else by samples, else by shards."""
         if self._bytes_total:
             return min(1.0, read_bytes / self._bytes_total)
+        if self._samples_total:
+            return min(1.0, samples / self._samples_total)
         todo = self._shards - self._shards_before
         return (self._shards_done - self._shards_before) / todo if todo else 0.0
 
@@ -153,13 +158,13 @@ class Console(Listener):
             rates = f"{samples / elapsed:,.0f} samples/s, {read / elapsed / 1e6:,.0f} MB/s"
             self._bar.update(
                 self._bar_task,
-                completed=self._share_done(read),
+                completed=self._share_done(samples, read),
                 shards=f"{self._shards_done}/{self._shards} shards",
                 rates=rates,
             )
         elif now - self._shown >= PLAIN_PERIOD_S and not self._quiet:
             self._shown = now
-            share = self._share_done(read)
+            share = self._share_done(samples, read)
             left = (1 - share) * elapsed / share if share else 0
             if self._json:
                 self._emit(

@@ -50,6 +50,8 @@ class Report:
     """Index files for other readers that were written: URLs, and how many stand beside each shard."""
     url: str = ""
     """Where `--report` has written it."""
+    samples_total: int | None = None
+    """How many samples there are to be read or left out, where that is known before."""
     shards_before: int | None = None
     """Of a data set that was added to: how many numbers its shards had used before."""
 

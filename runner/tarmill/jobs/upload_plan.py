@@ -179,6 +179,7 @@ def plan(spec: UploadSpec, engines: Engines, listener: Listener) -> Upload:
     manifest = manifest_url(out) if folder else ""
     report = Report(KIND, job, len(outputs), storage.mask(spec.output), storage.mask(manifest))
     report.counts = counts_of(found)
+    report.samples_total = len(found.listing) + report.counts.read
     local = first_local(collector)
     state = from_anywhere(folder.url) if folder else ""
     shared = UploadJob(
