@@ -46,7 +46,9 @@ LARGE_BYTES = 16 << 20
 """A sample with more is written as it is read, and not held."""
 _BIG_BYTES = 1 << 20
 _GUESS_BYTES = 64 << 10
-"""Asked of a file whose size nobody knows; most have less."""
+"""Asked first of a file whose size nobody knows; most have less."""
+_MOST_GUESSED_BYTES = 1 << 20
+"""Asked first where files turn out to be larger."""
 
 Fetched = dict[str, bytes | TarmillError]
 _NOTHING: Fetched = {}
@@ -132,7 +134,7 @@ class ShardUpload:
         bases, cut, flags = job.roots, len(job.spec.key_prefix), FLAGS | (0 if job.follow else os.O_NOFOLLOW)
         seen, numbers, calm_ns = self.seen, self.seen.numbers, job.begun_ns - CALM_NS
         open_, read, fstat, close = os.open, os.read, os.fstat, os.close
-        front = near = ""
+        front, near, guess = "", "", _GUESS_BYTES
         folder_fd: int | None = None
         for place, (entry, fetched) in enumerate(found):
             key, root, parts = entry
@@ -159,13 +161,14 @@ class ShardUpload:
                         name = part
                         fd = open_(near + name, flags, dir_fd=folder_fd)
                         try:
-                            body = read(fd, _GUESS_BYTES)
+                            body = read(fd, guess)
                             now = fstat(fd)
                             size = len(body)
                             if size != now.st_size or not size or now.st_ctime_ns > calm_ns:
                                 body, now = read_still(fd, body, now, front + name, LARGE_BYTES - held, calm_ns)
                                 size = len(body)
                                 is_fresh = is_fresh or now.st_ctime_ns > calm_ns
+                                guess = max(guess, min(2 * size, _MOST_GUESSED_BYTES))
                         finally:
                             close(fd)
                         numbers += (size, now.st_mtime_ns, now.st_ino)
