@@ -131,12 +131,21 @@ def during_reads(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[]
 
 
 @pytest.mark.parametrize("change", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("set_back", [False, True], ids=["", "time set back"])
 def test_a_file_that_changes_while_it_is_read_is_noticed(
-    here: Path, way: str, reading: str, monkeypatch: pytest.MonkeyPatch, change: bytes
+    here: Path, way: str, reading: str, monkeypatch: pytest.MonkeyPatch, change: bytes, set_back: bool
 ) -> None:
     put_files(here / "in", FILES)
+    path = here / "in" / "b.two"
+    before_ns = path.stat().st_mtime_ns
+
+    def write() -> None:
+        overwrite(path, change)
+        if set_back:
+            os.utime(path, ns=(before_ns, before_ns))
+
     # the quick read of a file that turns out to have changed is begun again
-    done = during_reads(monkeypatch, "b.two", lambda: overwrite(here / "in" / "b.two", change), 2)
+    done = during_reads(monkeypatch, "b.two", write, 2)
     report = run_upload("in", "out-@.tar", num_shards=1, on_error="skip")
     assert len(done) == 2
     assert keys_of(shards_of(here)) == ["a", "c"]

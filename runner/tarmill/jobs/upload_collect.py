@@ -32,6 +32,19 @@ def path_of(part: Part, key: str, base: str, prefix: str) -> str | None:
     return f"{base}{key[len(prefix) :]}.{part[0]}" if part[1] == "" else part[1]
 
 
+def paths_of(entry: Entry, roots: Sequence[str], prefix: str) -> list[str]:
+    """Give the paths and URLs of a sample's fields, without those that are values.
+
+    Args:
+        entry: the sample.
+        roots: folder of each source.
+        prefix: what was put before every key.
+    """
+    key, root, parts = entry
+    base = roots[root] if root >= 0 else ""
+    return [path for part in parts if (path := path_of(part, key, base, prefix)) is not None]
+
+
 class Collector:
     """Takes samples, in order, into a listing.
 

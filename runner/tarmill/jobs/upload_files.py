@@ -26,8 +26,6 @@ FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 CALM_NS = 60 * 10**9
 """A file that last changed so long before a job began has not changed since, though clocks may differ as much."""
 
-SINCE_LISTED = "since it was listed"
-WHILE_READ = "while it was read"
 _BLOCK_BYTES = 1 << 20
 MANY_NUMBERS = 1 << 14
 """`Seen` hashes so many at once."""
@@ -142,7 +140,7 @@ def read_listed(fd: int, path: str, part: Part) -> bytes:
     now = os.fstat(fd)
     if len(body) != size or now.st_mtime_ns != mtime_ns or now.st_ino != inode:
         body = _read_on(fd, body, size)
-        _check(fd, path, len(body), part, SINCE_LISTED)
+        _check(fd, path, len(body), part)
     return body
 
 
@@ -166,18 +164,16 @@ def read_still(
         ChangedError: it was written to, or is no regular file.
         Large: it has more bytes than may be held.
     """
-    size = _as_part(found, path)[2]
-    if found.st_ctime_ns > calm_ns or len(body) > size:  # it may have changed between that read and the look
+    part = _as_part(found, path)
+    if found.st_ctime_ns > calm_ns or len(body) > part[2]:  # it may have changed between that read and the look
         os.lseek(fd, 0, os.SEEK_SET)
         found, body = os.fstat(fd), b""
-        size = found.st_size
-    if size > most:
+        part = _as_part(found, path)
+    if part[2] > most:
         raise Large
-    body = _read_on(fd, body or os.read(fd, size + 1), size)
-    now = os.fstat(fd)
-    if len(body) != size or _state(now) != _state(found):
-        raise _changed(path, size, now.st_size, WHILE_READ)
-    return body, now
+    body = _read_on(fd, body or os.read(fd, part[2] + 1), part[2])
+    _check(fd, path, len(body), part, found.st_ctime_ns)
+    return body, found
 
 
 def look_now(path: str, follow: bool) -> tuple[Part, int]:
@@ -185,20 +181,18 @@ def look_now(path: str, follow: bool) -> tuple[Part, int]:
     try:
         found = os.stat(path, follow_symlinks=follow)
         return _as_part(found, path), found.st_ctime_ns
-    except OSError as error:
+    except (OSError, TarmillError) as error:
         raise SampleTrouble(told(error, path)) from None
-    except TarmillError as error:
-        raise SampleTrouble(error) from None
 
 
-def blocks_of(path: str, part: Part, follow: bool, when: str) -> Iterator[memoryview]:
+def blocks_of(path: str, part: Part, follow: bool, changed_ns: int | None = None) -> Iterator[memoryview]:
     """Read a file in blocks, each of which holds until the next is asked for.
 
     Args:
         path: of the file.
         part: what it was when it was looked at.
         follow: whether symbolic links are followed.
-        when: what messages say of a change: SINCE_LISTED or WHILE_READ.
+        changed_ns: when it had changed last, where it was looked at just now and not when it was listed.
 
     Raises:
         SampleTrouble: it cannot be had, or is not what it was.
@@ -213,19 +207,12 @@ def blocks_of(path: str, part: Part, follow: bool, when: str) -> Iterator[memory
                 if done > part[2]:
                     break
                 yield view[:count]
-        _check(fd, path, done, part, when)
-    except OSError as error:
+        _check(fd, path, done, part, changed_ns)
+    except (OSError, TarmillError) as error:
         raise SampleTrouble(told(error, path)) from None
-    except TarmillError as error:
-        raise SampleTrouble(error) from None
     finally:
         if fd >= 0:
             os.close(fd)
-
-
-def _state(found: os.stat_result) -> tuple[int, int, int, int]:
-    # the time of writing can be set back, that of any change cannot
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _as_part(found: os.stat_result, path: str) -> Part:
@@ -243,24 +230,30 @@ def _read_on(fd: int, body: bytes, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _check(fd: int, path: str, have: int, part: Part, when: str) -> None:
-    """Raise ChangedError unless just a whole file was read, and it is what it was."""
+def _check(fd: int, path: str, have: int, part: Part, changed_ns: int | None = None) -> None:
+    """Raise ChangedError unless just a whole file was read, and it is what it was.
+
+    The time of writing can be set back, that of any change cannot: it counts where it is known.
+    """
     now = os.fstat(fd)
-    if have != part[2] or (now.st_size, now.st_mtime_ns, now.st_ino) != part[2:]:
-        raise _changed(path, part[2], now.st_size, when)
-
-
-def _changed(path: str, size: int, size_now: int, when: str) -> ChangedError:
-    message = f"{path} was changed {when}: {size} bytes then, {size_now} now; run it again when nothing writes to it"
-    return ChangedError(message, url=path)
+    is_same = (now.st_size, now.st_mtime_ns, now.st_ino) == part[2:] and changed_ns in (None, now.st_ctime_ns)
+    if have != part[2] or not is_same:
+        when = "since it was listed" if changed_ns is None else "while it was read"
+        raise ChangedError(
+            f"{path} was changed {when}: {part[2]} bytes then, {now.st_size} now; run it again when nothing writes to "
+            "it",
+            url=path,
+        )
 
 
 def _no_file(path: str) -> ChangedError:
     return ChangedError(f"{path} was a file when it was listed, and is none now; run it again", url=path)
 
 
-def told(error: OSError, path: str) -> TarmillError:
-    """Tell what the kernel says of a file; what is wrong with this process is raised."""
+def told(error: OSError | TarmillError, path: str) -> TarmillError:
+    """Tell in our words what is wrong with a file; what is wrong with this process is raised."""
+    if isinstance(error, TarmillError):
+        return error
     try:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise _no_file(path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tarmill import storage
 from tarmill.errors import OutputExistsError
 from tarmill.jobs.listener import Listener
-from tarmill.jobs.upload_collect import path_of
+from tarmill.jobs.upload_collect import paths_of
 from tarmill.jobs.upload_files import MANY_NUMBERS, Seen
 from tarmill.planning.tasks import ShardDone
-from tarmill.planning.upload_listing import Entry
 
 if TYPE_CHECKING:
     from tarmill.jobs.upload_plan import Upload
@@ -22,10 +21,10 @@ _MANY_FILES = 100_000
 
 
 def weigh(work: Upload) -> None:
-    """Put into the listing how many bytes its files have, and how many are empty; none where one is gone."""
+    """Put into the listing how many bytes its files have, and how many are empty; one that is gone counts as none."""
     found = work.found
     for entry in found.listing:
-        for path in _paths(work, entry):
+        for path in paths_of(entry, work.job.roots, work.spec.key_prefix):
             try:
                 size = os.stat(path, follow_symlinks=work.job.follow).st_size
             except OSError:
@@ -61,7 +60,7 @@ def _seen_now(work: Upload, done: ShardDone) -> str:
     for place, entry in enumerate(work.found.listing.entries(work.order, begin, end)):
         if place in left_out:
             continue
-        for path in _paths(work, entry):
+        for path in paths_of(entry, work.job.roots, work.spec.key_prefix):
             try:
                 now = os.stat(path, follow_symlinks=work.job.follow)
             except OSError:
@@ -70,11 +69,3 @@ def _seen_now(work: Upload, done: ShardDone) -> str:
         if len(seen.numbers) > MANY_NUMBERS:
             seen.settle()
     return seen.hexdigest()
-
-
-def _paths(work: Upload, entry: Entry) -> Iterator[str]:
-    """Give the paths of a sample's files."""
-    key, root, parts = entry
-    for part in parts:
-        if part[1] is not None:
-            yield path_of(part, key, work.job.roots[root], work.spec.key_prefix) or ""

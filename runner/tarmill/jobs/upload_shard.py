@@ -17,13 +17,11 @@ from tarmill.formats.tar_write import TarSink
 from tarmill.jobs.inputs import name_in
 from tarmill.jobs.manifests import rejected_part, save_shard
 from tarmill.jobs.shard_io import ShardOutput
-from tarmill.jobs.upload_collect import path_of
+from tarmill.jobs.upload_collect import path_of, paths_of
 from tarmill.jobs.upload_files import (
     CALM_NS,
     FLAGS,
     MANY_NUMBERS,
-    SINCE_LISTED,
-    WHILE_READ,
     Folder,
     Fresh,
     Large,
@@ -180,6 +178,7 @@ class ShardUpload:
                         body = _body_of(part, part[1] or front + name, near + name, flags, folder_fd, fetched)
                         held += len(body)
                     record[name] = body
+                    # what was fetched is held already, and more of it may be in trouble
                     if held > LARGE_BYTES and (isinstance(part, str) or isinstance(part[4], int)):
                         raise Large
                 if held > LARGE_BYTES:
@@ -190,9 +189,8 @@ class ShardUpload:
                     return False
             except (OSError, TarmillError) as error:
                 del numbers[before:]
-                if isinstance(error, OSError):
-                    error = told(error, front + part if isinstance(part, str) else part[1] or front + part[0])
-                self._leave_out(place, key, error)
+                where = front + part if isinstance(part, str) else part[1] or front + part[0]
+                self._leave_out(place, key, told(error, where))
             else:
                 add(record, key)
                 meter.read_bytes += held
@@ -235,7 +233,7 @@ class ShardUpload:
             return lambda: (len(data), self._counted([data]))
         if isinstance(inode, int):
             assert path is not None
-            return lambda: (size, self._counted(blocks_of(path, part, job.follow, SINCE_LISTED)))
+            return lambda: (size, self._counted(blocks_of(path, part, job.follow)))
 
         def open_it() -> tuple[int, Iterable[Any]]:
             from tarmill.jobs.upload_fetch import fetch, open_object
@@ -257,16 +255,14 @@ class ShardUpload:
         follow = self.task.job.follow
         part, changed_ns = look_now(path, follow)
         looked[field] = part, changed_ns
-        return part[2], self._counted(blocks_of(path, part, follow, WHILE_READ))
+        return part[2], self._counted(blocks_of(path, part, follow, changed_ns))
 
     def _have_changed(self) -> bool:
         """Tell whether files that had changed lately have changed since they were read; such samples are left out."""
         job, task = self.task.job, self.task
         known = len(self.left_out)
         for place, entry, state in self.fresh.among(task.entries(self._read_listing)):
-            key, root, parts = whole(entry)
-            base = job.roots[root] if root >= 0 else ""
-            paths = [path_of(part, key, base, job.spec.key_prefix) or "" for part in parts if part[1] is not None]
+            key, paths = entry[0], paths_of(whole(entry), job.roots, job.spec.key_prefix)
             try:
                 now = [number for path in paths for number in look_now(path, job.follow)[0][2:]]
             except SampleTrouble as trouble:

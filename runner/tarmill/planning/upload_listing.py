@@ -18,6 +18,7 @@ workers run the same Python.
 from __future__ import annotations
 
 import marshal
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +65,7 @@ def tar_bytes(key: str, parts: Iterable[Part]) -> int:
     return total
 
 
-class Samples(Spool):
+class Samples(Spool, ABC):
     """Samples in order, in packed pieces."""
 
     sizes: Sequence[int]
@@ -85,13 +86,13 @@ class Samples(Spool):
         """Read one entry."""
         return next(self.entries(None, index, index + 1))
 
+    @abstractmethod
     def entries(self, order: Sequence[int] | None, begin: int, end: int) -> Iterator[Entry]:
         """Read the entries at some places of an order (None: as they are)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def span(self, begin: int, end: int) -> tuple[int, int, int]:
         """Tell in which pieces the samples at some places are: first, behind the last, samples to skip in the first."""
-        raise NotImplementedError
 
 
 class Listing(Samples):
