@@ -530,18 +530,6 @@ def test_a_killed_driver_takes_its_workers_with_it(tmp_path: Path, plan: str) ->
 # No room
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KB, which the test makes larger."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64K", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def resize(disk: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{size}", str(disk)], check=True)
 
@@ -576,6 +564,7 @@ def test_a_full_disk_is_told_leaves_nothing_half_written_and_a_rerun_completes(
 @pytest.mark.parametrize("plan", FROM_ANYWHERE)
 def test_too_little_scratch_space_is_told_before_the_work_or_by_it(tmp_path: Path, small_disk: Path, plan: str) -> None:
     put_shards(tmp_path, 4, 600, 10)
+    resize(small_disk, "size=64K")
     arguments = ["in-@4.tar", "out-@6.tar", "--plan", plan, "--scratch-dir", "small", "--seed", "1"]
     done = command(arguments, tmp_path, tool="htshuffle")
     if plan == "external":
