@@ -7,6 +7,7 @@ the pod, or, where no pod comes to be, only an Event about what should have made
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from tarmill_operator.reasons import reason_of_error
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"})
 _REFUSED = frozenset({"CreateContainerError", "RunContainerError", "StartError", "CreateContainerConfigError"})
+_LAGGING = re.compile("failed to sync (configmap|secret) cache")
+"""So a kubelet that has yet to hear from the API server, as after an outage; it tries again by itself."""
 _MAX_MESSAGE = 1024
 EXIT_USAGE = 2
 
@@ -142,6 +145,8 @@ def _mount(events: Iterable[Resource], component: str, pod: str) -> Cause | None
         about = event.get("involvedObject") or event.get("regarding") or {}
         if about.get("name") == pod and event.get("reason") in ("FailedMount", "FailedAttachVolume"):
             message = shorten(_text_of(event))
+            if _LAGGING.search(message):
+                continue
             return Cause(_missing_kind(message) or "VolumeMissing", message, component, pod)
     return None
 

@@ -132,6 +132,22 @@ def test_a_volume_that_cannot_be_mounted_is_told_of_by_an_event(message: str, ex
     assert told["reason"] == expected
 
 
+@pytest.mark.parametrize("kind", ["configmap", "secret"])
+def test_a_kubelet_that_has_yet_to_catch_up_with_the_server_is_no_obstacle(kind: str) -> None:
+    """As after an outage of the API server: it tries again by itself, and nothing is missing."""
+    observed = started()
+    pods = (pod_of(observed, **waiting("ContainerCreating")),)
+    message = (
+        f'MountVolume.SetUp failed for volume "job" : failed to sync {kind} cache: timed out waiting for the condition'
+    )
+    late = event("FailedMount", "runner-1", message)
+    told = reconcile(replace(observed, pods=pods, events=(late,)), NOW).status
+    assert told["reason"] == "StartingPods"
+    missing = event("FailedMount", "runner-1", 'MountVolume.SetUp failed for volume "d" : secret "nope" not found')
+    told = reconcile(replace(observed, pods=pods, events=(late, missing)), NOW).status
+    assert told["reason"] == "SecretMissing"
+
+
 def test_certificates_that_pods_miss_are_made_again() -> None:
     observed = started()
     message = 'MountVolume.SetUp failed for volume "tls" : secret "digits-0a1b2c3d-r1-tls" not found'
