@@ -213,6 +213,25 @@ def test_the_same_samples_give_the_same_bytes_however_they_are_joined():
     assert b"".join(pieces) == written([{**s, "__key__": str(n)} for n, s in enumerate(SAMPLES * 4)])
 
 
+def test_large_samples_are_handed_over_in_pieces_and_small_ones_joined():
+    taken: dict[str, list[bytes]] = {"joined": [], "pieces": []}
+    sink = TarSink(taken["joined"].append, taken["pieces"].extend)
+    small = [{"__key__": f"a{n:05}", "txt": b"x"} for n in range(1000)]
+    large = [{"__key__": f"b{n}", "jpg": RNG.randbytes(300_000), "txt": b"y"} for n in range(3)]
+    for sample in small:
+        sink.add(sample)
+    sink.drain()
+    assert not taken["pieces"]
+    out = b"".join(taken["joined"])
+    taken["joined"].clear()
+    for sample in large:
+        sink.add(sample)
+    assert not taken["joined"]
+    assert all(any(body is piece for piece in taken["pieces"]) for body in (sample["jpg"] for sample in large))
+    sink.finish()
+    assert out + b"".join(taken["pieces"] + taken["joined"]) == written(small + large)
+
+
 def test_what_a_sink_wrote_before_leaves_no_trace_in_the_bytes():
     """Caches of sizes, shapes and checksums make nothing depend on history."""
     alone = written(SAMPLES[4:])

@@ -24,6 +24,8 @@ MAX_USTAR_BYTES = 8**11 - 1
 
 _OWNER = b"0000444\0" + b"0000000\0" * 2
 _JOIN_BYTES = 256 << 10
+_LARGE_PIECE_BYTES = 4 << 10
+"""On average, and five of six pieces are parts of headers: to copy more costs more than to write many pieces."""
 _MAX_CACHED = 16384
 _BODY_PADS = [bytes(n) for n in range(BLOCK)]
 
@@ -160,17 +162,25 @@ class TarSink:
 
     Args:
         write: takes each block of bytes, in order; small samples come joined, 256 KiB and more at a time.
+        write_all: takes many pieces at once, which large samples are not joined for then.
         mtime_s: the modification time of every member, in whole seconds since 1970.
 
     `add` writes one sample, `finish` the end mark, without which the stream is visibly cut. `samples`, `members` and
     `digest` (the multiset hash, see module `digest`) tell what was written.
     """
 
-    def __init__(self, write: Callable[[bytes], object], *, mtime_s: int = 0) -> None:
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        write_all: Callable[[Sequence[bytes]], object] | None = None,
+        *,
+        mtime_s: int = 0,
+    ) -> None:
         self.samples = 0
         self.members = 0
         self._digest = 0
         self._write = write
+        self._write_all = write_all
         self._mtime_s = mtime_s
         self._fronts, self._backs = _headers(mtime_s)
         self._plans: dict[tuple[str, ...], _Plans] = {}
@@ -305,10 +315,13 @@ class TarSink:
         self._flush()
 
     def _flush(self) -> None:
-        pieces = self._pieces
+        pieces, waiting = self._pieces, self._waiting
         self._pieces = []
         self._waiting = 0
-        self._write(b"".join(pieces))
+        if self._write_all is not None and waiting > _LARGE_PIECE_BYTES * len(pieces):
+            self._write_all(pieces)
+        else:
+            self._write(b"".join(pieces))
 
     def _plan(self, shape: tuple[str, ...]) -> _Plans:
         plans = _Plans(_fields_of(tuple(name for name in shape if name != "key")), "key" in shape)

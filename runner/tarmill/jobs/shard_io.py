@@ -160,8 +160,9 @@ class ShardOutput:
         self._meter = meter
         self._hash = xxh3_128()
         self._stream = storage.open_write(url, owner=owner, content_type="application/x-tar")
-        self._packer = compress(_Hashed(self), codec_for(url), None if level < 0 else level)
-        self.sink = TarSink(self._packer.write)
+        codec = codec_for(url)
+        self._packer = compress(_Hashed(self), codec, None if level < 0 else level)
+        self.sink = TarSink(self._packer.write, self.write_all if codec == "none" else None)
         self.copied = 0
         """Samples that were copied as they were."""
 
@@ -169,6 +170,12 @@ class ShardOutput:
         """Take packed bytes: hash them and hand them to the store."""
         self._hash.update(block)
         self._meter.written_bytes += self._stream.write(block)
+
+    def write_all(self, pieces: Sequence[Any]) -> None:
+        """Take packed bytes in many pieces, as `write` does."""
+        for piece in pieces:
+            self._hash.update(piece)
+        self._meter.written_bytes += self._stream.write_all(pieces)
 
     def copy(self, samples: int, pieces: Sequence[Any]) -> None:
         """Append samples as they lie in another shard, headers and all, behind those that went through the sink."""

@@ -72,13 +72,15 @@ class FileWriteStream(WriteStream):
 
     def write_all(self, pieces: Iterable[Bytes], /) -> int:
         """Append many pieces by gathering writes, without joining them where nothing else does."""
-        if self._direct is not None:
-            return self.write(b"".join(pieces))
         self._must_be_open()
         rest = list(pieces)
         total = sum(map(len, rest))
         try:
-            self._gather(rest, total)
+            if self._direct is not None:
+                for piece in rest:
+                    self._direct.append(memoryview(piece))
+            else:
+                self._gather(rest, total)
         except OSError as error:
             raise_os_error(error, self.url, "writing")
         self.bytes_written += total
