@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 BENCH := $(BIN)/python bench/run.py
 
-.PHONY: help demo demo-kube test quick test-full lint crds docs bench bench-check bench-large bench-operator clean
+.PHONY: help demo demo-kube test quick test-full test-readers lint crds docs bench bench-check bench-large bench-operator clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo 'make test         all tests, and of the long ones a sample that changes daily; makes what they need first'
 	@echo 'make quick        the tests of formats, planning, stores and operator without servers; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
+	@echo 'make test-readers reads the by-products of --index by energon and timm, whose packages take 5 GB'
 	@echo 'make lint         ruff, mypy, the import contracts'
 	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
 	@echo 'make kube-images  the container images of runner, operator and web storage, for the tests'
@@ -102,6 +103,13 @@ quick: $(VENV)/.test
 
 test-full: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long all
+
+$(VENV)/readers: $(VENV)/.made
+	@$(PYTHON) -m venv $@
+	@$@/bin/python -m pip install --quiet megatron-energon timm
+
+test-readers: $(VENV)/.test $(VENV)/readers
+	@$(VENV)/readers/bin/python tests/support/own_readers.py $(BIN)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
