@@ -132,20 +132,35 @@ def test_a_volume_that_cannot_be_mounted_is_told_of_by_an_event(message: str, ex
     assert told["reason"] == expected
 
 
-@pytest.mark.parametrize("kind", ["configmap", "secret"])
-def test_a_kubelet_that_has_yet_to_catch_up_with_the_server_is_no_obstacle(kind: str) -> None:
+@pytest.mark.parametrize("lag", [
+    "failed to sync configmap cache: timed out waiting for the condition",
+    "failed to sync secret cache: timed out waiting for the condition",
+    'object "space"/"digits-0a1b2c3d-r1" not registered',
+])  # fmt: skip
+def test_a_kubelet_that_has_yet_to_catch_up_with_the_server_is_no_obstacle(lag: str) -> None:
     """As after an outage of the API server: it tries again by itself, and nothing is missing."""
     observed = started()
     pods = (pod_of(observed, **waiting("ContainerCreating")),)
-    message = (
-        f'MountVolume.SetUp failed for volume "job" : failed to sync {kind} cache: timed out waiting for the condition'
-    )
+    message = f'MountVolume.SetUp failed for volume "job" : {lag}'
     late = event("FailedMount", "runner-1", message)
     told = reconcile(replace(observed, pods=pods, events=(late,)), NOW).status
     assert told["reason"] == "StartingPods"
     missing = event("FailedMount", "runner-1", 'MountVolume.SetUp failed for volume "d" : secret "nope" not found')
     told = reconcile(replace(observed, pods=pods, events=(late, missing)), NOW).status
     assert told["reason"] == "SecretMissing"
+
+
+@pytest.mark.parametrize("lag", [
+    "failed to sync secret cache: timed out waiting for the condition",
+    'object "space"/"store" not registered',
+    "services have not yet been read at least once, cannot construct envvars",
+])  # fmt: skip
+def test_nor_is_one_whose_containers_take_their_environment_from_what_it_has_not_heard_of_yet(lag: str) -> None:
+    observed = started()
+    pods = (pod_of(observed, **waiting("CreateContainerConfigError", lag)),)
+    assert reconcile(replace(observed, pods=pods), NOW).status["reason"] == "StartingPods"
+    pods = (pod_of(observed, **waiting("CreateContainerConfigError", 'secret "store" not found')),)
+    assert reconcile(replace(observed, pods=pods), NOW).status["reason"] == "SecretMissing"
 
 
 def test_certificates_that_pods_miss_are_made_again() -> None:

@@ -99,7 +99,10 @@ def test_a_job_runs_from_its_resource_to_its_end_and_the_operator_tells_of_itsel
 ) -> None:
     with operator(server, tmp_path / "log", TARMILL_LOG_LEVEL="DEBUG") as running:
         with server.lock:
+            server.cluster.last_shard_takes_long = True
             resource = server.cluster.make(run={"ttlSecondsAfterFinished": 0})
+        until(lambda: phase(server, resource) == "Running", running)
+        server.cluster.last_shard_takes_long = False
         until(lambda: phase(server, resource) == "Succeeded", running)
         until(lambda: kinds(server) == {"ShardMap"}, running)
         assert server.phases(resource) == ["Pending", "Starting", "Running", "Succeeded"]

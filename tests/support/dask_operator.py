@@ -73,7 +73,7 @@ def _wait_until_it_watches(home: Kube) -> None:
 def _chart(home: Kube, folder: Path) -> Path:
     """Bring the chart, which is in the image, to this machine."""
     home.apply(pod("chart", home.image("dask-operator"), ["python", "-c", _PRINT_CHART]))
-    assert home.wait("pod", "chart", has_ended, 60, "the chart") == "Succeeded", home.logs("chart")
+    assert home.wait("pod", "chart", has_ended, what="the chart") == "Succeeded", home.logs("chart")
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(home.logs("chart")))) as archive:
         archive.extractall(folder, filter="data")
     return folder / "chart"

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from support.helm import CHART, ROOT
-from support.kube import Kube
+from support.kube import Kube, KubectlError
 from support.pods import Object
 from tarmill.spec import KINDS
 
@@ -123,12 +123,21 @@ class System:
         return {name: self.get(f"{folder}/{name}") for name in self.names(folder) if ".tar" in name}
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        """Ask the storage; anew by another forwarded port when the API server, which forwards, has been away."""
-        try:
-            return self._ask_once(method, path, body)
-        except OSError:
-            self.leave()
-            return self._ask_once(method, path, body)
+        """Ask the storage; anew by another forwarded port when the API server, which forwards, has been away.
+
+        All that is asked can be asked twice.
+        """
+
+        def ask() -> tuple[int, bytes] | None:
+            try:
+                return self._ask_once(method, path, body)
+            except (OSError, http.client.HTTPException, KubectlError):
+                self.leave()
+                return None
+
+        answer = self.home.wait_for(ask, what=f"an answer of the storage to {method} {path}")
+        assert answer is not None
+        return answer
 
     def leave(self) -> None:
         """Forward no port any more."""
@@ -207,6 +216,10 @@ def _hashed(password: str) -> str:
 
 def phase(resource: Object) -> str:
     return str(resource.get("status", {}).get("phase", ""))
+
+
+def reason(resource: Object) -> str:
+    return str(resource.get("status", {}).get("reason", ""))
 
 
 def is_over(resource: Object) -> Object | None:

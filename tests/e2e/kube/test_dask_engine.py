@@ -16,6 +16,7 @@ from support.shards_in_store import Data
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
 
 # the Dask operator tries again a minute after a call of its own that failed
+AGAIN_S = 180
 DASK = {"cluster": {"engine": "dask-kubernetes"}, "run": {"pendingDeadlineSeconds": 300}}
 
 
@@ -41,7 +42,9 @@ def it_runs_and_its_pods_are_gone_after_it(with_dask: System, data: Data) -> Non
         gate.open()
         status = ends_well(space, data, gate)
         assert (status["attempt"], status["restarts"]["counted"]) == (1, 0)
-        space.wait_for(lambda: not space.names("daskcluster") and not dask_objects(space), 60, "the end of Dask's pods")
+        space.wait_for(
+            lambda: not space.names("daskcluster") and not dask_objects(space), AGAIN_S, "the end of Dask's pods"
+        )
 
 
 def it_outlasts_the_loss_of_runner_and_worker(with_dask: System, data: Data) -> None:
@@ -64,9 +67,9 @@ def it_is_scaled_and_leaves_nothing_when_deleted(with_dask: System, data: Data) 
         change = {"spec": {"workers": {"replicas": 3}}}
         space.kubectl("patch", "shardmap", "upper", "--type=merge", "-p", json.dumps(change))
         workers = "dask.org/component=worker"
-        space.wait_for(lambda: len(space.names("pod", workers)) == 3, 90, "a third worker")
+        space.wait_for(lambda: len(space.names("pod", workers)) == 3, AGAIN_S, "a third worker")
         space.delete("shardmap", "upper")
-        space.wait_for(lambda: not left_in(space) and not dask_objects(space), 90, "the end of all of the job")
+        space.wait_for(lambda: not left_in(space) and not dask_objects(space), AGAIN_S, "the end of all of the job")
 
 
 @pytest.mark.long

@@ -87,7 +87,7 @@ def test_a_restricted_pod_with_a_read_only_root_maps_shards_and_verifies_them(ku
     ]
     with kube.namespace() as space:
         space.apply(pod("map", kube.image("runner"), ["bash", "-c", "\n".join(["set -e", *steps])]))
-        space.wait("pod", "map", has_ended, 60, "the end")
+        space.wait("pod", "map", has_ended, what="the end")
         log = space.logs("map")
         assert "100 samples" in log
         assert "b'HELLO'\n65532\ntouch: cannot touch '/x': Read-only file system" in log
@@ -110,18 +110,18 @@ def test_pods_talk_by_a_services_name_until_a_network_policy_forbids_it(kube: Ku
         for name in names:
             space.wait("pod", name, is_ready, what="readiness")
         for source, target in (("friend", "web"), ("stranger", "web"), ("web", "friend")):
-            space.wait_for(partial(reaches, space, source, target), 15, f"an answer of {target} to {source}")
+            space.wait_for(partial(reaches, space, source, target), what=f"an answer of {target} to {source}")
 
         space.apply(friends_only)
-        space.wait_for(lambda: not reaches(space, "stranger", "web"), 15, "a refusal of the stranger")
-        assert reaches(space, "friend", "web")
-        assert reaches(space, "web", "friend")
+        space.wait_for(lambda: not reaches(space, "stranger", "web"), what="a refusal of the stranger")
+        space.wait_for(partial(reaches, space, "friend", "web"), what="an answer to the friend")
+        space.wait_for(partial(reaches, space, "web", "friend"), what="an answer of the friend")
         space.apply(no_way_out)
-        space.wait_for(lambda: not reaches(space, "web", "friend"), 15, "a refusal of the way out")
-        assert reaches(space, "friend", "web")
+        space.wait_for(lambda: not reaches(space, "web", "friend"), what="a refusal of the way out")
+        space.wait_for(partial(reaches, space, "friend", "web"), what="an answer to the friend")
 
         # Probes come from the node itself, and kubectl goes that way too.
-        assert is_ready(space.get("pod", "web"))
+        space.wait("pod", "web", is_ready, what="readiness")
         with space.port_forward("pod/web", 8000) as address, urllib.request.urlopen(f"http://{address}") as answer:
             assert answer.status == 200
 

@@ -54,7 +54,7 @@ def stands_in_the_way(found: Any) -> tuple[str, str] | None:
 
 
 def told(space: Kube) -> tuple[str, str]:
-    found: tuple[str, str] = space.wait("shardmap", "upper", stands_in_the_way, 30, "the cause of the trouble")
+    found: tuple[str, str] = space.wait("shardmap", "upper", stands_in_the_way, what="the cause of the trouble")
     return found
 
 
@@ -70,10 +70,14 @@ def last_reason(found: Any) -> str | None:
     return last["reason"] if last else None
 
 
-def kept_logs(space: Kube) -> dict[str, str]:
-    """What is kept of the logs of pods that failed, by file name."""
-    [kept] = [found["data"] for found in space.all("configmap") if found["metadata"]["name"].endswith("-logs")]
-    return dict(kept)
+def kept_logs(space: Kube, count: int) -> dict[str, str]:
+    """What is kept of the logs of pods that failed, by file name; they come soon after the end."""
+
+    def kept() -> dict[str, str]:
+        found = [one["data"] for one in space.all("configmap") if one["metadata"]["name"].endswith("-logs")]
+        return dict(found[0]) if found and len(found[0]) >= count else {}
+
+    return space.wait_for(kept, what=f"{count} logs that are kept")
 
 
 QUOTA = {
@@ -127,8 +131,9 @@ def test_an_error_of_the_script_is_told_in_its_words_and_the_other_shards_are_do
         assert "k2-007" in status["lastFailure"]["message"]
         assert status["shards"] == {"total": SHARDS, "done": SHARDS - 1, "failed": 1}
         failure_told_soon(space)
-        assert [name.split("-")[-2] for name in sorted(kept_logs(space))] == ["a1", "a2"]
-        assert all("no such caption" in text for text in kept_logs(space).values())
+        logs = kept_logs(space, 2)
+        assert [name.split("-")[-2] for name in sorted(logs)] == ["a1", "a2"]
+        assert all("no such caption" in text for text in logs.values())
 
 
 @pytest.mark.parametrize("workers", [0, 2], ids=["runner", "worker"])
@@ -142,7 +147,7 @@ def test_who_used_too_much_memory_is_told_with_the_limit(system: System, data: D
         last = done["status"]["lastFailure"]
         assert (phase(done), last["reason"]) == ("Failed", reason), done["status"]
         assert "400Mi" in last["message"]
-        assert f"{last['pod']}.log" in kept_logs(space)
+        assert f"{last['pod']}.log" in kept_logs(space, 1)
 
 
 def test_a_shard_that_kills_its_worker_each_time_is_told_and_the_others_are_done(system: System, data: Data) -> None:
@@ -166,7 +171,7 @@ def test_the_dask_operators_absence_is_told_at_once_with_the_cure(system: System
 
 @pytest.mark.parametrize(("run", "image", "reason", "last"), [
     ({"activeDeadlineSeconds": 5}, "", "DeadlineExceeded", None),
-    ({"pendingDeadlineSeconds": 4}, "localhost/none:1", "PendingDeadline", "ImagePullFailed"),
+    ({"pendingDeadlineSeconds": 25}, "localhost/none:1", "PendingDeadline", "ImagePullFailed"),
     ({"progressDeadlineSeconds": 4, "backoffLimit": 0}, "", "BackoffLimitExceeded", "ProgressDeadline"),
 ], ids=["active", "pending", "progress"])  # fmt: skip
 def test_a_deadline_ends_a_run(
@@ -177,7 +182,7 @@ def test_a_deadline_ends_a_run(
         space.apply(job(system, data, HANGING, run=run, **spec))
         done = space.wait("shardmap", "upper", is_over, 120, "the end")
         assert (phase(done), done["status"]["reason"], last_reason(done)) == ("Failed", reason, last), done["status"]
-        space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=runner"), 60, "the end of the pods")
+        space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=runner"), what="the end of the pods")
 
 
 def test_what_may_not_change_is_refused_and_another_run_id_runs_it_anew(system: System, data: Data) -> None:
@@ -221,7 +226,7 @@ def test_strangers_reach_neither_scheduler_nor_workers_nor_runner(system: System
     gate = Gate(system, data.name)
     with system.namespace() as space, system.namespace() as elsewhere:
         space.apply(job(system, data, gate.script, workers={"replicas": 1}))
-        space.wait("shardmap", "upper", lambda found: phase(found) == "Running", 90, "work")
+        space.wait("shardmap", "upper", lambda found: phase(found) == "Running", what="work")
         pods = {found["metadata"]["name"]: found["status"]["podIP"] for found in space.all("pod", "tarmill.dev/uid")}
         addresses = [
             f"{address}:{port}"
@@ -232,12 +237,12 @@ def test_strangers_reach_neither_scheduler_nor_workers_nor_runner(system: System
         assert len(addresses) >= 3, "no worker listens"
         for where in (space, elsewhere):
             where.apply(pod("stranger", where.image("runner"), ["sleep", "1000"]))
-            where.wait("pod", "stranger", is_ready, 60, "readiness")
+            where.wait("pod", "stranger", is_ready, what="readiness")
             # A cluster enforces a policy some moments after it and the pods have come.
             where.wait_for(
-                lambda space=where: not reached(space, "stranger", addresses), 15, "refusals of the stranger"
+                lambda space=where: not reached(space, "stranger", addresses), what="refusals of the stranger"
             )
         inside = next(name for name in pods if "-w-" in name)
-        assert reached(space, inside, addresses) == addresses
+        space.wait_for(lambda: reached(space, inside, addresses) == addresses, what="answers to the job's own pod")
         gate.open()
         assert phase(space.wait("shardmap", "upper", is_over, 120, "the end")) == "Succeeded"

@@ -55,7 +55,7 @@ def lose_the_kubelet_until_the_node_is_given_up(system: System, space: Kube) -> 
     [node] = system.home.names("node")
     with system.home.without("kubelet"):
         system.home.wait("node", node, lambda found: not is_ready(found), 120, "a node that does not answer")
-    system.home.wait("node", node, is_ready, 60, "the node")
+    system.home.wait("node", node, is_ready, what="the node")
     [operator] = system.pods()
     system.home.kubectl("wait", f"pod/{operator}", "--for=condition=Ready", "--timeout=60s", timeout_s=70)
 
@@ -129,7 +129,7 @@ def test_a_run_that_is_suspended_twice_costs_no_retry(system: System, data: Data
             space.wait("shardmap", "upper", lambda found: phase(found) == "Suspended", what="the pause")
             space.wait_for(lambda: not space.names("pod", "tarmill.dev/kind"), what="the end of all pods")
             set_run(space, suspend=False)
-            space.wait("shardmap", "upper", lambda found: phase(found) == "Running", 90, "the next part")
+            space.wait("shardmap", "upper", lambda found: phase(found) == "Running", what="the next part")
         gate.open()
         status = ends_well(space, data, gate, lost=2 * WORKERS)
         assert status["restarts"]["counted"] == 0
@@ -142,7 +142,7 @@ def test_workers_are_scaled_while_a_job_runs(system: System, data: Data) -> None
         for count in (3, 1):
             change = {"spec": {"workers": {"replicas": count}}}
             space.kubectl("patch", "shardmap", "upper", "--type=merge", "-p", json.dumps(change))
-            space.wait_for(lambda count=count: len(pods_of(space, "worker")) == count, 90, f"{count} workers")  # type: ignore[misc]
+            space.wait_for(lambda count=count: len(pods_of(space, "worker")) == count, what=f"{count} workers")  # type: ignore[misc]
         gate.open()
         ends_well(space, data, gate, lost=WORKERS)
 
@@ -154,7 +154,7 @@ def test_what_is_deleted_in_mid_run_leaves_nothing_with_and_without_the_operator
             held(system, space, data, gate, runner=BRIEF, workers=BRIEF)
             with context:
                 space.delete("shardmap", "upper")
-                space.wait_for(lambda: not left_in(space), 90, "the end of all that the job consists of")
+                space.wait_for(lambda: not left_in(space), what="the end of all that the job consists of")
         # one of the same name is another one, and goes on with what is finished
         gate.open()
         space.apply(job(system, data, script=gate.script))
@@ -167,7 +167,7 @@ def test_what_is_deleted_while_the_operator_alone_is_cut_off_is_seen_afterwards(
         held(system, space, data, gate)
         other = {"input": data.input, "output": f"{data.url}/other/out-@.tar.gz", "script": gate.script}
         space.apply(system.resource("ShardMap", "other", **other))
-        space.wait("shardmap", "other", lambda found: phase(found) == "Running", 90, "work")
+        space.wait("shardmap", "other", lambda found: phase(found) == "Running", what="work")
         with cut_off(system):
             space.delete("shardmap", "other")
             [job] = space.names("job", "tarmill.dev/name=upper")
@@ -176,7 +176,7 @@ def test_what_is_deleted_while_the_operator_alone_is_cut_off_is_seen_afterwards(
         gate.open()
         status = ends_well(space, data, gate, lost=None)
         assert status["attempt"] == 2
-        space.wait_for(lambda: not space.names("pod,configmap", "tarmill.dev/name=other"), 60, "the end of the other")
+        space.wait_for(lambda: not space.names("pod,configmap", "tarmill.dev/name=other"), what="the end of the other")
 
 
 def test_a_job_goes_on_while_the_kubelet_is_away(system: System, data: Data) -> None:
@@ -186,7 +186,7 @@ def test_a_job_goes_on_while_the_kubelet_is_away(system: System, data: Data) -> 
         with system.home.without("kubelet"):
             assert phase(space.get("shardmap", "upper")) == "Running"
         [operator] = system.pods()
-        system.home.wait_for(lambda: system.home.logs(operator), 60, "a kubelet that answers")
+        system.home.wait_for(lambda: system.home.logs(operator), what="a kubelet that answers")
         gate.open()
         assert ends_well(space, data, gate)["attempt"] == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.maps import UPPER
-from support.operated import System, condition, is_over
+from support.operated import System, condition, is_over, reason
 from support.shards_in_store import SAMPLES, SHARDS, Data
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("kube"), pytest.mark.timeout(400)]
@@ -31,9 +31,11 @@ def test_a_map_on_workers_writes_what_the_command_writes_and_tells_all_of_it(sys
         ]  # fmt: skip
         row = space.kubectl("get", "shards", "--no-headers").split()
         assert row[:3] == ["shardmap.tarmill.dev/upper", "Succeeded", f"{SHARDS}/{SHARDS}"]
-        assert "Completed" in space.kubectl("get", "events", "-o", "custom-columns=R:.reason")
+        space.wait_for(
+            lambda: "Completed" in space.kubectl("get", "events", "-o", "custom-columns=R:.reason"), what="the Event"
+        )
         # workers leave with their job, and the runner ends with exit code 0
-        space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=worker"), 60, "the end of the workers")
+        space.wait_for(lambda: not space.names("pod", "tarmill.dev/role=worker"), what="the end of the workers")
         [pod] = space.all("pod", "tarmill.dev/role=runner")
         assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 0
         # applying it again is no change
@@ -64,11 +66,10 @@ def test_a_chain_applied_at_once_runs_in_order(system: System, data: Data) -> No
         system.put(f"{data.name}/files/{number:02d}.cls", b"%d" % (number % 4))
     with system.namespace() as space:
         space.apply(*chain)
-        waiting = space.wait("shardextract", "rows", lambda found: found.get("status", {}).get("reason"))
-        assert waiting == "WaitingForInput"
+        space.wait("shardextract", "rows", lambda found: reason(found) == "WaitingForInput", what="its wait")
         for resource in reversed(chain):
             kind, name = resource["kind"].lower(), resource["metadata"]["name"]
-            done = space.wait(kind, name, is_over, 90, "the end")
+            done = space.wait(kind, name, is_over, what="the end")
             assert done["status"]["phase"] == "Succeeded", done["status"]
     lines = system.get(f"{data.name}/rows.csv").decode().splitlines()
     assert [line.split(",") for line in lines[1:]] == [

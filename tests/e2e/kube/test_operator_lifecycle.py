@@ -48,16 +48,19 @@ def test_a_resource_leaves_nothing_whichever_phase_it_is_deleted_in(system: Syst
                 "Retrying",
                 job("retrying", BROKEN, run={"backoffBaseSeconds": 600, "backoffMaxSeconds": 600}),
             ),
-            "starting": ("Starting", job("starting", image="localhost/none:1", workers={"replicas": 2})),
+            "starting": (
+                "Starting",
+                job("starting", image="localhost/none:1", workers={"replicas": 2}, run={"pendingDeadlineSeconds": 600}),
+            ),
             "suspended": ("Suspended", job("suspended", run={"suspend": True})),
             "waiting": ("WaitingForInput", job("waiting", inputFrom={"kind": "ShardUpload", "name": "none"})),
         }
         space.apply(*(resource for _, resource in phases.values()))
         for name, (expected, _) in phases.items():
-            space.wait("shardmap", name, lambda found, expected=expected: phase(found) == expected, 90, expected)  # type: ignore[misc]
+            space.wait("shardmap", name, lambda found, expected=expected: phase(found) == expected, what=expected)  # type: ignore[misc]
         space.apply(job("new", workers={"replicas": 2, **BRIEF}, runner=BRIEF))
         space.kubectl("delete", "shards", "--all", "--wait")
-        space.wait_for(lambda: not left_in(space), 90, "the end of all that they consisted of")
+        space.wait_for(lambda: not left_in(space), what="the end of all that they consisted of")
 
 
 def cleaned_time(found: Any) -> str:

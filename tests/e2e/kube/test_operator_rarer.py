@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.gates import HANGING, Gate
 from support.held_runs import BRIEF, WORKERS, ends_well, held, job, lose_the_runner
-from support.operated import OPERATORS, System, is_over, phase
+from support.operated import OPERATORS, System, is_over, phase, reason
 from support.shards_in_store import SHARDS, Data
 from support.told_times import assert_told_soon
 
@@ -67,8 +67,7 @@ def of_two_resources_that_write_to_one_output_the_older_is_first(system: System,
     with system.namespace() as space:
         held(system, space, data, gate)
         space.apply(job(system, data, "younger", script=other, workers={"replicas": 0}))
-        waiting = space.wait("shardmap", "younger", lambda found: phase(found) and found["status"], 60, "a status")
-        assert waiting["reason"] == "OutputInUse", waiting
+        space.wait("shardmap", "younger", lambda found: reason(found) == "OutputInUse", what="its wait")
         gate.open()
         ends_well(space, data, gate)
         status = space.wait("shardmap", "younger", is_over, 120, "the end")["status"]
@@ -80,7 +79,7 @@ def of_two_resources_that_write_to_one_output_the_older_is_first(system: System,
 def a_namespace_that_is_deleted_in_mid_run_goes_without_any_complaint(system: System, data: Data) -> None:
     with system.namespace() as space:
         space.apply(job(system, data, script=HANGING, runner=BRIEF, workers=BRIEF))
-        space.wait("shardmap", "upper", lambda found: phase(found) == "Running", 90, "work")
+        space.wait("shardmap", "upper", lambda found: phase(found) == "Running", what="work")
         system.home.kubectl("delete", "namespace", space.space, "--timeout=100s", timeout_s=110)
         [operator] = system.pods()
         complaints = ("WARNING", "ERROR", "Traceback")
@@ -98,12 +97,12 @@ def is_lost(who: str, when: str, system: System, data: Data) -> None:
         if when == "at the end":
             held(system, space, data, gate)
             gate.open()
-            space.wait("shardmap", "upper", lambda found: shards_done(found) >= SHARDS - 1, 60, "most shards")
+            space.wait("shardmap", "upper", lambda found: shards_done(found) >= SHARDS - 1, what="most shards")
         else:
             gate.open()
             space.apply(job(system, data, script=gate.script))
         if when == "as pods start":
-            space.wait_for(lambda: where.names("pod", SELECTORS[who]), 60, f"a pod of the {who}")
+            space.wait_for(lambda: where.names("pod", SELECTORS[who]), what=f"a pod of the {who}")
         for pod in where.names("pod", SELECTORS[who]):
             where.kubectl("delete", "pod", pod, "--force", "--grace-period=0", "--ignore-not-found")
         assert ends_well(space, data, gate, lost=None)["restarts"]["counted"] == 0
