@@ -200,11 +200,11 @@ class AtStage(Listener):
 DOOMED = """
 import os, sys
 folder, when, action = sys.argv[1:4]
-seen = 0
+seen, driver = 0, os.getpid()
 
 def perform():
     if action == "kill":
-        os.kill(os.getpid(), 9)
+        os.kill(driver, 9)
     exec(action, {"os": os})
 
 def watch(event, arguments):
@@ -226,7 +226,8 @@ finally:
     print(seen, flush=True)
 """
 """A command in which something happens just before it touches the files of a folder for the n-th time, or a file with
-such a name: the moments at which a kill makes a difference, however the job is built."""
+such a name: the moments at which a kill makes a difference, however the job is built. A worker that began as a copy of
+the driver counts on from what it had seen, and it is the driver that is killed at a worker's moment too."""
 
 
 def doomed(
