@@ -205,7 +205,8 @@ def test_json_progress_is_json_to_the_last_line(folder: Path, way: str) -> None:
     result = call("map", "-p", script, "in-@3.tar", output, "--log-format", "json")
     assert "TARMILL_LOG_FORMAT" not in os.environ
     events = events_of(result.stderr)
-    assert [event["event"] for event in events] == {
+    # after ten seconds, on a machine that stands still, there is progress too
+    assert [event["event"] for event in events if event["event"] != "progress"] == {
         "good": ["plan", "shard", "shard", "shard", "report"],
         "failed shard": ["plan", "shard", "failed", "shard", "report", "error"],
         "bad script": ["error"],

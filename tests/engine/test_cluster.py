@@ -11,7 +11,7 @@ import pytest
 import trustme
 from support.daskcluster import DaskCluster
 from support.engineruns import by_index, start_driver
-from support.enginetasks import Job, perform, started, starts
+from support.enginetasks import TIMEOUT_S, Job, perform, started, starts
 from support.waiting import wait_for
 
 from tarmill.engine.base import Progress
@@ -82,13 +82,13 @@ def test_errors_cross_as_they_are(engine: DaskEngine) -> None:
 
 
 def test_a_hung_task_that_listens_is_ended_and_its_worker_goes_on(cluster: DaskCluster, tmp_path: Path) -> None:
-    with dask_engine(cluster.address, task_timeout_s=1.5) as engine:
+    with dask_engine(cluster.address, task_timeout_s=TIMEOUT_S) as engine:
         outcomes = by_index(
             engine.run(perform, [Job(0, "tidy", str(tmp_path)), *(Job(index) for index in range(1, 6))])
         )
     error = outcomes.pop(0).error
     assert isinstance(error, TaskTimeout)
-    assert (error.shard, error.key, error.timeout_s) == ("shard-0.tar", "sample-0", 1.5)
+    assert (error.shard, error.key, error.timeout_s) == ("shard-0.tar", "sample-0", TIMEOUT_S)
     assert (tmp_path / "tidied-0").exists()
     assert all(outcome.error is None for outcome in outcomes.values())
     assert all(worker.is_alive() for worker in cluster.workers)
@@ -147,8 +147,7 @@ def test_a_worker_killed_in_mid_run_costs_nothing(tmp_path: Path) -> None:
     with DaskCluster(tmp_path / "dask", workers=2) as cluster, dask_engine(cluster.address) as engine:
 
         def kill_one_and_go(progress: Progress) -> None:
-            if not (tmp_path / "go").exists():
-                wait_for_starts(tmp_path, 0, 1)
+            if not (tmp_path / "go").exists() and started(tmp_path) >= {0, 1}:
                 cluster.workers[0].kill()
                 (tmp_path / "go").touch()
 
@@ -216,7 +215,7 @@ def test_a_hung_task_that_does_not_listen_costs_its_worker_but_no_other_task(tmp
     tasks = [Job(0, what, str(tmp_path)), *(Job(index, "", str(tmp_path)) for index in range(1, 8))]
     with (
         DaskCluster(tmp_path / "dask", workers=2) as cluster,
-        dask_engine(cluster.address, task_timeout_s=1.5) as engine,
+        dask_engine(cluster.address, task_timeout_s=TIMEOUT_S) as engine,
     ):
         outcomes = by_index(engine.run(perform, tasks))
         wait_for(lambda: not all(worker.is_alive() for worker in cluster.workers))

@@ -10,7 +10,7 @@ from support.engineruns import run_driver
 HEAD = """
 import os, sys, threading
 from support.engineruns import by_index
-from support.enginetasks import Job, perform
+from support.enginetasks import TIMEOUT_S, Job, perform
 from support.waiting import wait_for
 from tarmill.engine.processes import process_engine
 
@@ -63,7 +63,7 @@ with process_engine(2, forks=True) as engine:
 @pytest.mark.parametrize("what", ["spin", "hold-lock"])
 def test_a_copy_that_hangs_is_ended(what: str) -> None:
     program = f"""
-with process_engine(2, 0.7, forks=True) as engine:
+with process_engine(2, TIMEOUT_S, forks=True) as engine:
     found = by_index(engine.run(perform, [Job(0, {what!r}), Job(1), Job(2)]))
     print(type(found[0].error).__name__, found[1].result, found[2].result)
 """

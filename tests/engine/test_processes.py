@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.engineruns import by_index, driver_environment, is_alive, run_driver
-from support.enginetasks import Job, perform, return_function, started, starts
+from support.enginetasks import TIMEOUT_S, Job, perform, return_function, started, starts
 from support.waiting import wait_for
 
 from tarmill.engine.base import Progress
@@ -152,11 +152,11 @@ def test_a_task_that_kills_its_worker_once_succeeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["spin", "sleep", "hold-lock"])
 def test_a_task_without_progress_is_ended_and_named(what: str) -> None:
-    with process_engine(2, task_timeout_s=0.7) as engine:
+    with process_engine(2, task_timeout_s=TIMEOUT_S) as engine:
         outcomes = by_index(engine.run(perform, [Job(0, what), Job(1), Job(2)]))
     error = outcomes[0].error
     assert isinstance(error, TaskTimeout)
-    assert (error.shard, error.timeout_s) == ("shard-0.tar", 0.7)
+    assert (error.shard, error.timeout_s) == ("shard-0.tar", TIMEOUT_S)
     if what != "hold-lock":  # that one never comes to tell where it is
         assert error.key == "sample-0"
         assert "'sample-0'" in str(error)
@@ -165,7 +165,7 @@ def test_a_task_without_progress_is_ended_and_named(what: str) -> None:
 
 
 def test_a_task_with_progress_is_left_alone_by_the_timeout() -> None:
-    with process_engine(1, task_timeout_s=1.2) as engine:
+    with process_engine(1, task_timeout_s=TIMEOUT_S) as engine:
         (outcome,) = engine.run(perform, [Job(2, "count")])
     assert outcome.result == 4
 
@@ -183,7 +183,7 @@ def test_what_a_script_prints_stays_out_of_standard_output() -> None:
 def test_a_driver_from_standard_input_or_a_script_is_not_imported_again(tmp_path: Path) -> None:
     code = (
         "print('top of the script')\n"
-        "from support.enginetasks import Job, perform\n"
+        "from support.enginetasks import TIMEOUT_S, Job, perform\n"
         "from tarmill.engine.processes import process_engine\n"
         "with process_engine(2) as engine:\n"
         "    print(sorted(o.result for o in engine.run(perform, [Job(1), Job(2)])))\n"
@@ -228,7 +228,7 @@ def test_closing_the_engine_in_mid_run_does_the_same(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_task_had_started_is_killed_too(tmp_path: Path) -> None:
-    with process_engine(1, task_timeout_s=0.7) as engine:
+    with process_engine(1, task_timeout_s=TIMEOUT_S) as engine:
         (outcome,) = engine.run(perform, [Job(0, "start-child-and-sleep", str(tmp_path))])
     assert isinstance(outcome.error, TaskTimeout)
     child = int((tmp_path / "child").read_text("ascii"))

@@ -189,7 +189,7 @@ def test_a_chunk_that_the_server_took_twice_is_found_out_and_removed(shard: str,
 
 
 def test_a_stalled_upload_is_left_after_the_time_limit(shard: str, through: Through) -> None:
-    settings(read_timeout_s=0.4, store_options={"gs.block_size": str(64 << 20)})
+    settings(read_timeout_s=3, store_options={"gs.block_size": str(64 << 20)})
     body = body_of(30_000_000)  # more than the sockets' buffers hold
     with through([StallUpload(100_000)], only=UPLOADS) as proxy:
         storage.write_bytes(shard + ".up", body)

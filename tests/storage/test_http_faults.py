@@ -12,6 +12,7 @@ from support import faultproxy
 from support.bodies import body_of, read_whole
 from support.faultproxy import Answer, Cut, CutUpload, FaultProxy, Flip, LoseAnswer, Reset, Stall, StallUpload, Strip
 from support.nginx import Nginx
+from support.waiting import wait_for
 
 from tarmill import storage
 from tarmill.errors import AccessError, ChangedError, StorageError
@@ -79,7 +80,8 @@ def test_reads_go_on_at_their_offset(web: Nginx, shard: str) -> None:
     with FaultProxy(web.port, [Cut(1_000_000)]) as proxy:
         assert read_whole(f"{proxy.base}/{shard}") == BODY
         assert len(proxy.seen) == 2
-    sent = [int(line.split('" ')[1].split()[1]) for line in web.requests() if shard in line]
+    lines = wait_for(lambda: len(found := [line for line in web.requests() if shard in line]) == 2 and found)
+    sent = [int(line.split('" ')[1].split()[1]) for line in lines]
     assert SIZE - 1_000_000 <= sent[-1] < SIZE - 1_000_000 + PIECE_BYTES  # the piece that broke off is asked for again
 
 

@@ -271,7 +271,7 @@ def test_a_throttled_upload_is_given_up_when_the_budget_ends(seaweed: SeaweedFS,
 def test_an_upload_that_gets_stuck_is_cut_and_sent_again(seaweed: SeaweedFS, place: Place) -> None:
     stuck = [StallUpload(1000)]
     # the answer to a part is waited for as long as a slow line needs: that is what must not be waited for here
-    with through(seaweed, stuck, "PUT", read_timeout_s=0.3) as proxy, pytest.MonkeyPatch.context() as patch:
+    with through(seaweed, stuck, "PUT", read_timeout_s=3) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setattr("tarmill.storage.s3_options._SLOW_UPLINK_BYTES_PER_S", 1e9)
         storage.write_bytes(place.url("up.tar"), LARGE)
         assert proxy.hurt == 1

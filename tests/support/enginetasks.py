@@ -17,6 +17,9 @@ from support.waiting import wait_for
 from tarmill.engine import meter
 from tarmill.errors import FormatError, Interrupted
 
+TIMEOUT_S = 4.0
+"""Of a task without progress: a busy machine may keep a worker from telling of any for some seconds."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -98,8 +101,8 @@ def _wait_for_both(job: Job) -> None:
 
 
 def _count(job: Job) -> None:
-    """Run for several reporting periods, with progress in each; shorter than that no task timeout can be."""
-    until_s = time.monotonic() + 3
+    """Run for longer than a task without progress may, with progress all the time."""
+    until_s = time.monotonic() + TIMEOUT_S + 3
     while time.monotonic() < until_s:
         meter.current().read_bytes += 512
         time.sleep(0.01)

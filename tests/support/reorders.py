@@ -205,7 +205,7 @@ seen, driver = 0, os.getpid()
 def perform():
     if action == "kill":
         os.kill(driver, 9)
-    exec(action, {"os": os})
+    exec(action, {"os": os, "driver": driver})
 
 def watch(event, arguments):
     global seen

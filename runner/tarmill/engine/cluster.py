@@ -28,7 +28,7 @@ from tarmill.errors import ClusterError, NoWorkersError, TarmillError, TaskTimeo
 
 NO_WORKER_TIMEOUT_S = 300.0
 LOST_SCHEDULER_S = 30.0
-STOP_GRACE_S = 1.2
+STOP_GRACE_S = 3.0
 REPORTS_PER_S = 200  # of all workers together: what a scheduler passes on without being busy with it
 
 

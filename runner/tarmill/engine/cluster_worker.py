@@ -28,7 +28,7 @@ from tarmill.engine.watch import Watch, timeout_error
 from tarmill.errors import Interrupted, TarmillError, TaskTimeout
 
 TICK_S = 0.25
-HUNG_GRACE_S = 1.0  # for the exception to end a hung task, before the process ends
+HUNG_GRACE_S = 3.0  # for the exception to end a hung task, before the process ends
 TELL_GRACE_S = 0.5  # for the last words to leave the process
 EXIT_HUNG = 75
 

@@ -21,7 +21,7 @@ from tarmill.engine.base import Progress
 from tarmill.engine.channel import Channel
 from tarmill.errors import Interrupted
 
-GRACE_S = 1.2
+GRACE_S = 3.0
 MAX_TRACE_BYTES = 4096
 
 

@@ -22,7 +22,7 @@ from tarmill.engine.watch import Watch, death_error, timeout_error
 from tarmill.errors import TarmillError
 
 MAX_FAILED_STARTS = 3
-HUNG_GRACE_S = 1.0  # from SIGTERM to SIGKILL for a task that hangs
+HUNG_GRACE_S = 3.0  # from SIGTERM to SIGKILL for a task that hangs
 TICK_S = 1.0
 
 
