@@ -22,7 +22,7 @@ help:
 	@echo 'make test         all tests, and of the long ones a sample that changes daily; makes what they need first'
 	@echo 'make quick        the tests of formats, planning, stores and operator without servers; under a minute'
 	@echo 'make test-full    all tests, the long ones too'
-	@echo 'make test-readers reads the by-products of --index by energon and timm, whose packages take 5 GB'
+	@echo 'make test-readers  reads the by-products of --index by energon and timm, whose packages take 5 GB'
 	@echo 'make lint         ruff, mypy, the import contracts'
 	@echo 'make kube-node    compile the Kubernetes node of the tests, once for this machine: 7-13 minutes'
 	@echo 'make kube-images  the container images of runner, operator and web storage, for the tests'
@@ -104,11 +104,12 @@ quick: $(VENV)/.test
 test-full: $(VENV)/.test nginx kube-images
 	@$(PYTEST) --long all
 
-$(VENV)/readers: $(VENV)/.made
-	@$(PYTHON) -m venv $@
-	@$@/bin/python -m pip install --quiet megatron-energon timm
+$(VENV)/readers/.made: $(VENV)/.made
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet megatron-energon timm
+	@touch $@
 
-test-readers: $(VENV)/.test $(VENV)/readers
+test-readers: $(VENV)/.test $(VENV)/readers/.made
 	@$(VENV)/readers/bin/python tests/support/own_readers.py $(BIN)
 
 lint: $(VENV)/.test
