@@ -31,7 +31,7 @@ class StatusServer:
 
     def __init__(self, host: str, port: int, status: Status) -> None:
         class Handler(_Handler):
-            answers = staticmethod(lambda path: answer(path, status))
+            job = status
 
         kind = _Server6 if ":" in host else _Server
         try:
@@ -99,13 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "tarmill"
     sys_version = ""
 
-    @staticmethod
-    def answers(path: str) -> tuple[int, str, bytes]:
-        raise NotImplementedError
+    job: Status
 
     def do_GET(self) -> None:
         """Answer, and close the connection."""
-        code, kind, body = self.answers(self.path)
+        code, kind, body = answer(self.path, self.job)
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -10,6 +10,7 @@ all threads share.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -53,11 +54,13 @@ class FsspecWriteStream(UploadStream):
             self._hash.update(data)
         self._append(data)
 
+    @abstractmethod
     def _append(self, data: memoryview) -> None:
-        raise NotImplementedError
+        """Send bytes, or keep them until they are sent."""
 
+    @abstractmethod
     def _publish(self) -> None:
-        raise NotImplementedError
+        """Give the object its name."""
 
     def _commit(self) -> Stat:
         if self._exclusive:
