@@ -17,7 +17,7 @@ from tarmill_operator.reasons import reason_of_error
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "RegistryUnavailable"})
 _REFUSED = frozenset({"CreateContainerError", "RunContainerError", "StartError", "CreateContainerConfigError"})
-_LAGGING = re.compile(
+LAGGING = re.compile(
     r"failed to sync (configmap|secret) cache|object \S+ not registered|services have not yet been read at least once"
 )
 """So a kubelet that has yet to hear from the API server, as after an outage; it tries again by itself."""
@@ -135,7 +135,7 @@ def _obstacle_of_pod(pod: Resource, component: str, events: Sequence[Resource]) 
         reason, message = waiting.get("reason", ""), shorten(waiting.get("message", ""))
         if reason in _IMAGE:
             return Cause("ImagePullFailed", f"{container.get('image', '')}: {message or reason}", component, name)
-        if reason in _REFUSED and not _LAGGING.search(message):
+        if reason in _REFUSED and not LAGGING.search(message):
             return Cause(_missing_kind(message) or "ContainerRefused", message or reason, component, name)
         if reason in ("ContainerCreating", "PodInitializing") and (cause := _mount(events, component, name)):
             return cause
@@ -147,7 +147,7 @@ def _mount(events: Iterable[Resource], component: str, pod: str) -> Cause | None
         about = event.get("involvedObject") or event.get("regarding") or {}
         if about.get("name") == pod and event.get("reason") in ("FailedMount", "FailedAttachVolume"):
             message = shorten(_text_of(event))
-            if _LAGGING.search(message):
+            if LAGGING.search(message):
                 continue
             return Cause(_missing_kind(message) or "VolumeMissing", message, component, pod)
     return None

@@ -173,13 +173,16 @@ def test_no_answer_is_an_error_after_a_time(call: Callable[..., Any], monkeypatc
     monkeypatch.setattr(kube, "_TIMEOUT_S", 0.05)
     monkeypatch.setattr(Kube._send, "__kwdefaults__", Kube._send.__kwdefaults__ | {"timeout_s": 0.05})
 
+    given_up = asyncio.Event()
+
     async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(1)
+        await given_up.wait()
         return web.Response()
 
     async def do(client: Kube) -> None:
         with pytest.raises(ApiError) as caught:
             await client.get("team", Ref("v1", "Pod", "p"))
+        given_up.set()
         assert (caught.value.status, caught.value.is_transient) == (0, True)
 
     _, seen = call(answer, do)

@@ -8,6 +8,7 @@ from typing import Any
 
 from support.kube import Kube
 from support.pods import Object
+from tarmill_operator.causes import LAGGING
 
 WITHIN_S = 10
 _KUBELET_S = 10
@@ -54,7 +55,7 @@ def _last_word_of_kubelet(pod: Object) -> float:
 def _signs_of_events(space: Kube, name: str) -> Iterator[float]:
     for event in space.all("event"):
         about: Any = event["involvedObject"]
-        passing = event["reason"] == "FailedMount" and "failed to sync" in event["message"]  # no fault: it tries again
+        passing = event["reason"] == "FailedMount" and LAGGING.search(event["message"])
         if event["reason"] in _SIGNS and not passing and name in ("", about["name"]):
             yield _seconds(event["metadata"]["creationTimestamp"])
 
