@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.bodies import body_of, read_whole
@@ -16,6 +17,7 @@ from support.webserver import Reply, WebServer
 
 from tarmill import storage
 from tarmill.errors import AccessError, OutputExistsError, SpecError, StorageError
+from tarmill.storage import http_objects
 from tarmill.storage.answers import shorten
 from tarmill.values import replace
 
@@ -162,6 +164,27 @@ def test_a_server_without_head_is_asked_by_get(status: int) -> None:
         assert storage.stat(f"{server.base}/x").size_bytes == len(BODY)
         assert storage.stat(f"{server.base}/x").version == 'etag:"1"'
         assert [asked.method for asked in server.asked] == ["HEAD", "GET"] * 2
+
+
+@pytest.mark.real
+def test_a_connection_is_free_for_other_threads_as_soon_as_it_is_given_back(
+    web: Nginx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may take it while the answer that came on it is still being looked at."""
+    url = web.url(f"{tmp_path.name}.tar")
+    storage.write_bytes(url, BODY)
+    looking = http_objects.header_stat
+    found: list[storage.Stat | None] = []
+
+    def another_asks(*arguments: Any) -> storage.Stat:
+        if not found:
+            found.append(None)
+            found[0] = http_objects.head_once(url, storage.current_settings())[0]
+        return looking(*arguments)
+
+    monkeypatch.setattr(http_objects, "header_stat", another_asks)
+    stat = storage.stat(url)
+    assert found == [stat]
 
 
 def test_the_body_of_an_error_is_shown_short_and_without_html() -> None:

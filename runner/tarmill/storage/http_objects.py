@@ -34,7 +34,7 @@ def head_once(url: str, settings: StorageSettings) -> tuple[Stat, Mapping[str, s
         if error.facts.get("status") not in (405, 501):
             raise
         response = exchange("GET", url, settings)  # some servers know only GET; its body is not waited for
-    response.close() if response.length_remaining else response.release_conn()
+    drain(response) if response.length_remaining == 0 else response.close()
     return header_stat(url, response.headers, length_of(response.headers)), response.headers
 
 
